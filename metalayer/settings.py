@@ -1,0 +1,212 @@
+"""The environment, read once into typed settings.
+
+Every `METALAYER_*` variable is declared here and nowhere else; `.env` in the current folder gives
+defaults to them. What is derived from a setting (the folders under the home) is here too.
+Nothing that connects, creates or imports Dagster belongs here: reading settings is free of effects.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from metalayer.errors import ConfigurationError
+
+ENV_PREFIX = "METALAYER_"
+
+_PACKAGE = Path(__file__).resolve().parent
+
+# Where `sql/` and `data/` are: beside the package in a clone, inside it in an installed wheel.
+PROJECT_ROOT = _PACKAGE if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent
+
+_MONTH = re.compile(r"(\d{4})-(\d{2})")
+_DRIVER = "postgresql+psycopg2"
+
+# What to write instead, by setting; shown when a value is refused.
+_FIXES = {
+    "home": "Set it to a folder you can write to, for example METALAYER_HOME=.metalayer",
+    "database_url": "Write METALAYER_DATABASE_URL=postgresql://user:password@host:5432/database, "
+    "or leave it unset for the embedded PostgreSQL",
+    "landing": "Set it to a folder, for example METALAYER_LANDING=data/landing",
+    "start_month": "Write the first month as YYYY-MM, not after this month, for example "
+    "METALAYER_START_MONTH=2020-01",
+    "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
+}
+
+
+def _cores() -> int:
+    """Processors this process may use, which in a container is often fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, min(64, len(os.sched_getaffinity(0))))
+    return max(1, min(64, os.cpu_count() or 1))
+
+
+class Settings(BaseSettings):
+    """What a user can set, typed and checked. Use `Settings.load()`.
+
+    Attributes:
+        home: absolute folder of all state (embedded PostgreSQL, Dagster, parsed deliveries).
+        database_url: SQLAlchemy URL of the user's own PostgreSQL, with the psycopg2 driver named;
+            None means the embedded one. Secret, since it holds a password: see `database_shown`.
+        landing: absolute folder of the landing zone; `<home>/landing` unless set.
+        start_month: first of the first month that is kept.
+        workers: months built side by side.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    home: Path = Field(default=Path(".metalayer"), validate_default=True)
+    database_url: SecretStr | None = None
+    landing: Path = Path()
+    start_month: Annotated[date, NoDecode] = date(2020, 1, 1)
+    workers: int = Field(default_factory=_cores, ge=1, le=64)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment and `.env`.
+
+        Raises:
+            ConfigurationError: naming the variable, its value and the fix.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise _explained(error.errors(include_url=False, include_context=False)[0]) from None
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"The file {Path('.env').resolve()} is not UTF-8 text: {error.reason}",
+                "Save it as UTF-8, or remove it.",
+            ) from None
+
+    @classmethod
+    def problems(cls) -> dict[str, ConfigurationError]:
+        """Every setting that is refused, by its name here; `load` stops at the first.
+
+        Raises:
+            ConfigurationError: when `.env` cannot be read at all.
+        """
+        try:
+            cls()
+        except ValidationError as error:
+            refused = error.errors(include_url=False, include_context=False)
+            return {str(each["loc"][0]): _explained(each) for each in refused if each["loc"]}
+        except UnicodeDecodeError:
+            cls.load()
+        return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _landing_follows_home(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("landing"):
+            home = values.get("home") or cls.model_fields["home"].default
+            values = {**values, "landing": Path(home) / "landing"}
+        return values
+
+    @field_validator("home", "landing")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        try:
+            folder = folder.expanduser().resolve()
+        except (RuntimeError, OSError) as error:
+            raise ValueError(str(error)) from None
+        if folder.exists() and not folder.is_dir():
+            raise ValueError("it is a file, not a folder")
+        return folder
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_the_driver(cls, url: SecretStr | None) -> SecretStr | None:
+        # Without a driver SQLAlchemy 2.1 takes psycopg 3, with which dagster-postgres breaks.
+        if url is None:
+            return None
+        scheme, separator, rest = url.get_secret_value().strip().partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
+            raise ValueError("it is not a PostgreSQL URL")
+        try:
+            parts = urlsplit(f"{_DRIVER}://{rest}")
+            _ = parts.port
+        except ValueError:
+            raise ValueError("its host or port cannot be read") from None
+        if not parts.path.strip("/"):
+            raise ValueError("it names no database")
+        return SecretStr(f"{_DRIVER}://{rest}")
+
+    @field_validator("start_month", mode="before")
+    @classmethod
+    def _first_of_month(cls, value: object) -> date:
+        if isinstance(value, date):
+            month = value.replace(day=1)
+        else:
+            match = _MONTH.fullmatch(str(value).strip())
+            if match is None:
+                raise ValueError("it is not a month")
+            try:
+                month = date(int(match[1]), int(match[2]), 1)
+            except ValueError:
+                raise ValueError("there is no such month") from None
+        if month > datetime.now(UTC).date():
+            raise ValueError("it lies in the future")
+        return month
+
+    @property
+    def dagster_home(self) -> Path:
+        """Folder of the Dagster instance (its `dagster.yaml` and logs)."""
+        return self.home / "dagster"
+
+    @property
+    def parsed_dir(self) -> Path:
+        """Folder of the parsed deliveries: a cache, rebuilt from the landed files."""
+        return self.home / "parsed"
+
+    @property
+    def pgdata(self) -> Path:
+        """Data folder of the embedded PostgreSQL."""
+        return self.home / "postgres"
+
+    @property
+    def database_shown(self) -> str:
+        """The database for people: the URL without its password, or `embedded in <folder>`."""
+        if self.database_url is None:
+            return f"embedded in {self.pgdata}"
+        return without_password(self.database_url.get_secret_value())
+
+
+def without_password(url: str) -> str:
+    """The same URL with `***` in place of its password, wherever libpq would take one from.
+
+    >>> without_password("postgresql://ana:secret@db/sales?password=secret")
+    'postgresql://ana:***@db/sales?password=***'
+    """
+    # A password may itself hold an '@', a '/' or a '?': the last '@' is where the host begins.
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    if at and ":" in login:
+        login = login.partition(":")[0] + ":***"
+    place = re.sub(r"(?i)((?:^|[?&])(?:ssl)?password=)[^&]*", r"\1***", place)
+    return f"{scheme}://{login}{at}{place}"
+
+
+def _explained(refused: Mapping[str, Any]) -> ConfigurationError:
+    """A refused setting as an error that names variable, value, cause and fix."""
+    name = str(refused["loc"][0]) if refused["loc"] else "settings"
+    variable = ENV_PREFIX + name.upper()
+    value = str(refused.get("input", ""))
+    if name == "database_url":
+        value = without_password(value) if "://" in value else "***"
+    cause = refused["msg"].removeprefix("Value error, ")
+    cause = cause[:1].lower() + cause[1:]
+    return ConfigurationError(f"{variable}={value!r} cannot be used: {cause}", _FIXES.get(name, ""))

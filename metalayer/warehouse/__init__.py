@@ -1,0 +1,1 @@
+"""PostgreSQL, knowing nothing of Dagster: server, pool, DDL, stage, audit, publish, versions."""

@@ -1,0 +1,86 @@
+"""One bounded pool of PostgreSQL connections per process.
+
+SQLAlchemy's engine keeps them; work is done on the raw psycopg2 connection, because COPY and
+`psycopg2.sql` live there. Which statements are run on them belongs to the callers.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from metalayer.errors import WarehouseError
+
+# What every session agrees on, whatever the server's or the user's defaults are.
+_SESSION = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set client_encoding = 'UTF8'"
+
+
+def connect_pool(url: str, size: int) -> Engine:
+    """A pool of at most `size` connections, opened when first needed.
+
+    Args:
+        url: SQLAlchemy URL with the psycopg2 driver named.
+        size: connections in use at once; one more request waits for the next to come back.
+
+    Returns:
+        The engine. `dispose()` closes the connections.
+    """
+    engine = create_engine(
+        url,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=600,
+        pool_pre_ping=True,
+        # Parameters hold values of rows, some of them personal; they must not reach a log.
+        hide_parameters=True,
+        connect_args={"application_name": "metalayer", "connect_timeout": 10},
+    )
+
+    @event.listens_for(engine, "connect")
+    def agree(raw: Any, _record: object) -> None:
+        # Statements and not start-up options: a user's URL may have options of its own.
+        with raw.cursor() as cursor:
+            cursor.execute(_SESSION)
+        raw.commit()
+
+    return engine
+
+
+@contextlib.contextmanager
+def transaction(pool: Engine) -> Iterator[Connection]:
+    """A raw psycopg2 connection from the pool: committed at the end, rolled back on an error.
+
+    Raises:
+        WarehouseError: when the server cannot be reached, naming host and database.
+    """
+    try:
+        borrowed = pool.raw_connection()
+    except (psycopg2.Error, SQLAlchemyError) as error:
+        raise _unreachable(pool, error) from None
+    raw = borrowed.driver_connection
+    if raw is None:
+        raise WarehouseError("The pool gave a closed connection")
+    try:
+        yield raw
+        raw.commit()
+    except BaseException:
+        if raw.closed:
+            borrowed.invalidate()
+        else:
+            raw.rollback()
+        raise
+    finally:
+        borrowed.close()
+
+
+def _unreachable(pool: Engine, error: Exception) -> WarehouseError:
+    host = pool.url.host or pool.url.query.get("host", "localhost")
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines() or ["no reason given"]
+    return WarehouseError(
+        f"Database '{pool.url.database}' at {host} cannot be reached: {lines[0]}",
+        "`metalayer doctor` shows which server is used and whether it answers.",
+    )

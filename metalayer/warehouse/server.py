@@ -1,0 +1,250 @@
+"""The PostgreSQL server a command works with: the embedded one, shared, or the user's own.
+
+Here: which commands share the embedded server, when it starts and stops, and which databases there
+are. How a data folder is run is `postgres.py`; connections for work come from `pool.py`.
+
+Commands that run at the same time share one embedded server. Each holds a shared lock on a file;
+the one that leaves last stops the server. The kernel drops the lock of a killed command, so there
+is no list of process ids to go stale. A killed command leaves the server running; the next one
+joins it and, when it leaves last, stops it.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg2
+from psycopg2 import errorcodes, sql
+
+from metalayer.errors import ConfigurationError, WarehouseError
+from metalayer.settings import Settings, without_password
+from metalayer.warehouse.postgres import PORT, SUPERUSER, Cluster, Progress
+
+WAREHOUSE_DATABASE = "metalayer"
+DAGSTER_DATABASE = "dagster"
+
+# pg_input_is_valid, on which every cast in sql/ rests, came with 16.
+OLDEST_VERSION = 16
+
+_DRIVER = "postgresql+psycopg2"
+
+
+@dataclass(frozen=True)
+class WarehouseServer:
+    """A server that accepts connections, as SQLAlchemy URLs with the psycopg2 driver named.
+
+    Attributes:
+        warehouse_url: the warehouse's database.
+        dagster_url: where Dagster keeps its runs and events.
+    """
+
+    warehouse_url: str
+    dagster_url: str
+
+    def url(self, database: str) -> str:
+        """The URL of another database on the same server."""
+        parts = urlsplit(self.warehouse_url)
+        return urlunsplit(parts._replace(path="/" + quote(database, safe="")))
+
+
+@contextlib.contextmanager
+def warehouse_server(
+    settings: Settings, progress: Progress | None = None
+) -> Iterator[WarehouseServer]:
+    """A running server with its databases, for as long as the `with` lasts.
+
+    Args:
+        settings: `database_url` names the user's own server; without it the embedded one is started
+            in `settings.pgdata`, or joined where another command has started it.
+        progress: told what is going on whenever something takes longer than two seconds.
+
+    Raises:
+        WarehouseError: when the server cannot be started or reached, or is too old.
+        ConfigurationError: when the home or the machine does not allow to run one.
+    """
+    if settings.database_url is not None:
+        yield _own_server(settings.database_url.get_secret_value())
+        return
+    with _termination_is_an_exit(), _Sharing(settings, progress) as cluster:
+        yield WarehouseServer(
+            _socket_url(cluster, WAREHOUSE_DATABASE), _socket_url(cluster, DAGSTER_DATABASE)
+        )
+
+
+class _Sharing:
+    """One command's part in the embedded server."""
+
+    def __init__(self, settings: Settings, progress: Progress | None) -> None:
+        self._progress = progress or (lambda _message: None)
+        home = settings.home
+        try:
+            # Personal data lies here. Root's server account must be able to pass through.
+            mode = 0o711 if os.geteuid() == 0 else 0o700
+            home.mkdir(mode=mode, parents=True, exist_ok=True)
+            # The gate is held while the server starts or stops, the other while it is used.
+            self._gate = _open(home / "postgres.gate")
+            self._users = _open(home / "postgres.users")
+        except OSError as error:
+            raise ConfigurationError(
+                f"METALAYER_HOME={home} cannot be written to: {error.strerror}",
+                "Set METALAYER_HOME to a folder you can write to.",
+            ) from None
+        self._cluster = Cluster(settings.pgdata, progress)
+
+    def __enter__(self) -> Cluster:
+        try:
+            with self._gated():
+                # Never waits: the exclusive lock is only ever held inside the gate.
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._cluster.ensure_running()
+                _create_databases(self._cluster)
+        except BaseException:
+            self._leave()
+            raise
+        return self._cluster
+
+    def __exit__(self, *_exception: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            with self._gated():
+                try:
+                    fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass  # another command still uses the server and will stop it
+                else:
+                    self._cluster.stop()
+        finally:
+            os.close(self._users)
+            os.close(self._gate)
+
+    @contextlib.contextmanager
+    def _gated(self) -> Iterator[None]:
+        said = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(self._gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - said > 2:
+                    said = time.monotonic()
+                    self._progress("Waiting for another command to start or stop PostgreSQL")
+                time.sleep(0.02)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+@contextlib.contextmanager
+def _termination_is_an_exit() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `finally` blocks run.
+
+    Left alone where somebody else handles them, and outside the main thread.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, leave)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _socket_url(cluster: Cluster, database: str) -> str:
+    # The port is written out because PGPORT in the environment would change it.
+    folder = quote(str(cluster.socket_dir), safe="/")
+    return f"{_DRIVER}://{SUPERUSER}@/{database}?host={folder}&port={PORT}"
+
+
+def _create_databases(cluster: Cluster) -> None:
+    connection = psycopg2.connect(
+        host=str(cluster.socket_dir), port=PORT, user=SUPERUSER, dbname="postgres"
+    )
+    with contextlib.closing(connection):
+        connection.autocommit = True
+        _create_database(connection, WAREHOUSE_DATABASE)
+        if _create_database(connection, DAGSTER_DATABASE):
+            # Thousands of small commits. A crash may lose the last half second of events, which the
+            # UI then lacks; what is published is in the warehouse, and that loses nothing.
+            with connection.cursor() as cursor:
+                cursor.execute(f"alter database {DAGSTER_DATABASE} set synchronous_commit = off")
+
+
+def _create_database(connection: Any, name: str) -> bool:
+    """Create a database unless it exists; returns whether it was created."""
+    with connection.cursor() as cursor:
+        cursor.execute("select from pg_database where datname = %s", (name,))
+        if cursor.rowcount:
+            return False
+        try:
+            cursor.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
+            return False  # another command on the same server was faster
+        return True
+
+
+def _own_server(url: str) -> WarehouseServer:
+    """The user's own server: its URL names the warehouse; Dagster gets `<database>_dagster`.
+
+    Where the user may not create databases, Dagster's tables go to the schema `dagster` of the
+    warehouse's database.
+    """
+    shown = without_password(url)
+    try:
+        connection = psycopg2.connect(url.replace(_DRIVER, "postgresql", 1), connect_timeout=10)
+    except psycopg2.Error as error:
+        raise WarehouseError(
+            f"PostgreSQL at {shown} cannot be reached: {_first_line(error)}",
+            "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
+        ) from None
+    with contextlib.closing(connection):
+        connection.autocommit = True
+        version = connection.server_version // 10000
+        if version < OLDEST_VERSION:
+            raise WarehouseError(
+                f"The server at {shown} is PostgreSQL {version}",
+                f"MetaLayer needs PostgreSQL {OLDEST_VERSION} or later.",
+            )
+        server = WarehouseServer(url, url)
+        name = f"{connection.info.dbname}_dagster"
+        try:
+            _create_database(connection, name)
+            return WarehouseServer(url, server.url(name))
+        except psycopg2.Error as error:
+            if error.pgcode != errorcodes.INSUFFICIENT_PRIVILEGE:
+                raise WarehouseError(
+                    f"The database {name} for Dagster cannot be created at {shown}: "
+                    f"{_first_line(error)}",
+                    "Create it by hand.",
+                ) from None
+        with connection.cursor() as cursor:
+            cursor.execute("create schema if not exists dagster")
+        separator = "&" if urlsplit(url).query else "?"
+        return WarehouseServer(url, f"{url}{separator}options=-csearch_path%3Ddagster")
+
+
+def _first_line(error: psycopg2.Error) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
