@@ -1,0 +1,477 @@
+"""What one table is: the base of all contracts, and the values read off them.
+
+A contract is a Pandera model over Polars whose fields are made with `key`, `column` and
+`month_column`, plus two plain inner classes: `Table` (facts of the table) and, on a table that is
+fed from landed files, `Source` (facts of the files). This module turns such a class into a
+`TableSpec`, the value every other part of MetaLayer works from: DDL, audit, Dagster asset, checks
+and docs are all derived from it.
+
+Belongs here: the vocabulary of a contract and its validation. Does not belong here: any table of
+the domain (those are the modules beside this one), SQL, Dagster, or anything that does I/O.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import pandera.polars as pa
+import polars as pl
+
+from metalayer.errors import ContractError
+
+Layer = Literal["bronze", "silver", "gold"]
+
+# Python annotation -> (PostgreSQL type, Polars dtype). Decimal is completed with its scale.
+_TYPES: Mapping[type, tuple[str, Any]] = {
+    int: ("bigint", pl.Int64),
+    str: ("text", pl.String),
+    bool: ("boolean", pl.Boolean),
+    float: ("double precision", pl.Float64),
+    date: ("date", pl.Date),
+    datetime: ("timestamp", pl.Datetime("us")),
+}
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# PostgreSQL cuts names at 63 bytes; those of a month's partitions hold the table's and 30 more.
+_TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+#: Up to this many rejected rows in a month are never judged by `max_reject_rate`: a rate says
+#: nothing about a handful of rows.
+REJECTS_ALWAYS_TOLERATED = 25
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a column's values must exist: `table` ("silver.customers") and its `column`."""
+
+    table: str
+    column: str
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One column as its contract declares it.
+
+    Attributes:
+        name: Name in SQL and in frames.
+        type: PostgreSQL type, e.g. "numeric(18,2)".
+        dtype: The Polars dtype an audited frame has.
+        meaning: One sentence for the dictionary.
+        nullable: Whether a published row may lack a value.
+        is_key: Part of the table's key.
+        pii: Kind of personal data ("name", "email", ...) or None.
+        references: Where the value must exist, or None.
+        null_tokens: Landed texts that mean "no value" (compared trimmed, any case).
+        is_landed: Delivered in the files of the contract's `Source`.
+        derived: SQL over the stored columns; the column is computed on reading, not stored.
+    """
+
+    name: str
+    type: str
+    dtype: Any
+    meaning: str
+    nullable: bool = False
+    is_key: bool = False
+    pii: str | None = None
+    references: Reference | None = None
+    null_tokens: tuple[str, ...] = ()
+    is_landed: bool = False
+    derived: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """The landed files that feed a silver table, through the bronze table derived from it.
+
+    Attributes:
+        name: "erp/orders": the system's folder and the export's name.
+        pattern: Glob inside the landing zone, e.g. "erp/orders*.csv"; `.gz` is accepted as well.
+        kind: "delta" only adds and corrects; "snapshot" delivers the whole state each time.
+        month_from: The landed column that tells a row's month; None: the month of the delivery.
+    """
+
+    name: str
+    pattern: str
+    kind: Literal["delta", "snapshot"]
+    month_from: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class TableSpec:
+    """Everything known about one table, read off its contract.
+
+    Attributes:
+        layer, name: `gold` and `fact_sales`; together the table's name in SQL.
+        description: The contract's docstring.
+        owner: Dagster owner, e.g. "team:sales-data".
+        columns: In the order of the published table, derived columns included.
+        month_column: The column whose month decides the partition.
+        fresh_within: How old the newest publish may be.
+        max_reject_rate: Share of a month's rows that may be quarantined, 0 to 1.
+        rows_from: Table each of whose rows must arrive here as one row, or None.
+        sums_from: Own column -> "layer.table.column" whose monthly sum it must equal.
+        unknown_member: Values of the member that facts without a match point at, or None.
+        views: Name -> SELECT of further views beside the table.
+        source: The landed files (silver), the same on the bronze table derived from it.
+        contract: The Pandera model, None for a derived bronze table.
+        path: File of the contract, for messages.
+    """
+
+    layer: Layer
+    name: str
+    description: str
+    owner: str
+    columns: tuple[ColumnSpec, ...]
+    month_column: str
+    fresh_within: timedelta
+    max_reject_rate: float
+    rows_from: str | None = None
+    sums_from: Mapping[str, str] = field(default_factory=dict)
+    unknown_member: Mapping[str, Any] | None = None
+    views: Mapping[str, str] = field(default_factory=dict)
+    source: SourceSpec | None = None
+    contract: type[Contract] | None = None
+    path: Path | None = None
+
+    @property
+    def full_name(self) -> str:
+        """`layer.name`, the table's name in SQL."""
+        return f"{self.layer}.{self.name}"
+
+    @property
+    def stored_name(self) -> str:
+        """Name of the partitioned table that holds the rows; `name` is a view where they differ."""
+        return f"{self.name}_stored" if any(c.derived for c in self.columns) else self.name
+
+    @property
+    def stored(self) -> tuple[ColumnSpec, ...]:
+        """The columns that rows on disk have."""
+        return tuple(c for c in self.columns if c.derived is None)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names of the columns that identify a row."""
+        return tuple(c.name for c in self.columns if c.is_key)
+
+    @property
+    def landed(self) -> tuple[ColumnSpec, ...]:
+        """The columns that the source's files have."""
+        return tuple(c for c in self.columns if c.is_landed)
+
+    @property
+    def has_provenance(self) -> bool:
+        """Whether each row says which delivery and line it came from."""
+        return any(c.name == "_line" for c in self.columns)
+
+    def column(self, name: str) -> ColumnSpec:
+        """The column of that name; `ContractError` listing the columns, when there is none."""
+        for spec in self.columns:
+            if spec.name == name:
+                return spec
+        raise ContractError(
+            f"{self.full_name} has no column '{name}'",
+            f"Its columns are {', '.join(c.name for c in self.columns)}",
+        )
+
+
+PROVENANCE = (
+    ColumnSpec("_delivery_id", "bigint", pl.Int64, "Delivery that brought the row (meta.ledger)"),
+    ColumnSpec("_line", "bigint", pl.Int64, "Line of the delivered file on which the row begins"),
+)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a field carries beyond Pandera's own settings."""
+
+    role: Literal["key", "column", "month"]
+    is_key: bool
+    precision: int
+    scale: int
+    pii: str | None
+    references: str | None
+    null_tokens: tuple[str, ...]
+    is_landed: bool | None
+    derived: str | None
+
+
+def column(
+    meaning: str,
+    *,
+    role: Literal["key", "column", "month"] = "column",
+    is_key: bool = False,
+    precision: int = 18,
+    scale: int = 2,
+    pii: str | None = None,
+    references: str | None = None,
+    null_tokens: Sequence[str] = (),
+    landed: bool | None = None,
+    derived: str | None = None,
+    **rules: Any,
+) -> Any:
+    """Declare a column; `rules` are those of `pandera.Field` (ge, gt, isin, str_matches, ...).
+
+    Args:
+        meaning: One sentence for the dictionary.
+        precision, scale: Digits in all and after the point of a Decimal. A landed number that
+            does not fit without rounding is quarantined.
+        pii: Kind of personal data; such values are masked in messages.
+        references: "silver.customers.customer_id": every value must exist there.
+        null_tokens: Landed texts that mean "no value", e.g. ("NULL", "N/A").
+        landed: Whether the source's files have this column; by default all but derived ones do.
+        derived: SQL expression computed on reading, e.g. a window function over the versions.
+    """
+    facts = _Facts(
+        role, is_key or role == "key", precision, scale, pii, references, tuple(null_tokens),
+        landed, derived,
+    )  # fmt: skip
+    return pa.Field(description=meaning, metadata={"metalayer": facts}, **rules)
+
+
+def key(meaning: str, **options: Any) -> Any:
+    """Declare a column that identifies a row; several together make a composite key."""
+    return column(meaning, role="key", **options)
+
+
+def month_column(meaning: str, **options: Any) -> Any:
+    """Declare the column whose month decides the partition; `is_key=True` where it is both."""
+    return column(meaning, role="month", **options)
+
+
+def row_rule(meaning: str) -> Callable[[Callable[..., pl.Expr]], Any]:
+    """Declare a rule across columns: a classmethod-like function returning a boolean expression.
+
+    The expression must be true (or null) for every row that keeps the contract.
+    """
+
+    def declare(expression: Callable[..., pl.Expr]) -> Any:
+        def holds(cls: type, data: Any) -> pl.LazyFrame:
+            frame: pl.LazyFrame = data.lazyframe
+            return frame.select(expression(cls).fill_null(True))
+
+        holds.__name__ = expression.__name__
+        return pa.dataframe_check(holds, name=meaning, error=meaning, description=meaning)
+
+    return declare
+
+
+class Contract(pa.DataFrameModel):
+    """Base of every contract. See `docs/add-a-table.md` for a walk through one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Pandera takes every public attribute for a field, so the plain inner classes step aside.
+        for name in ("Table", "Source"):
+            inner = cls.__dict__.get(name)
+            if inner is not None:
+                delattr(cls, name)
+            setattr(cls, f"_{name.lower()}_facts", inner)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+
+    class Config:
+        strict = True
+
+
+@cache
+def table_spec(contract: type[Contract]) -> TableSpec:
+    """Read the `TableSpec` off a contract class.
+
+    Raises:
+        ContractError: naming the file and the fix, when something required is missing.
+    """
+    path = Path(inspect.getfile(contract))
+    layer, name = path.parent.name, path.stem
+    where = f"contracts/{layer}/{name}.py"
+    facts = getattr(contract, "_table_facts", None)
+    source = getattr(contract, "_source_facts", None)
+    description = inspect.cleandoc(contract.__dict__.get("__doc__") or "")
+
+    def required(value: Any, what: str, fix: str) -> Any:
+        if not value:
+            raise ContractError(f"{where} has no {what}", fix)
+        return value
+
+    if not _TABLE_NAME.fullmatch(name):
+        raise ContractError(
+            f"{where} is no name for a table",
+            "Use up to 32 lower case letters, digits and _, the first a letter",
+        )
+    required(description, "description", f"Give class {contract.__name__} a docstring")
+    required(facts, "table facts", "Add an inner `class Table:` with at least `owner`")
+    columns, found = _columns(contract, where, is_landed=source is not None)
+    owner = required(
+        getattr(facts, "owner", None), "owner", 'Add owner = "team:..." to `class Table:`'
+    )
+    required(any(c.is_key for c in columns), "key", "Declare the identifying column with key(...)")
+    month: str = required(
+        found, "month column", "Declare the column that tells the month with month_column(...)"
+    )
+    if source is not None:
+        columns += PROVENANCE
+    return TableSpec(
+        layer=_layer(layer, where),
+        name=name,
+        description=description,
+        owner=owner,
+        columns=columns,
+        month_column=month,
+        fresh_within=getattr(facts, "fresh_within", timedelta(days=35)),
+        max_reject_rate=getattr(facts, "max_reject_rate", 0.10),
+        rows_from=getattr(facts, "rows_from", None),
+        sums_from=dict(getattr(facts, "sums_from", {})),
+        unknown_member=getattr(facts, "unknown_member", None),
+        views=dict(getattr(facts, "views", {})),
+        source=_source(source, where, columns, month) if source is not None else None,
+        contract=contract,
+        path=path,
+    )
+
+
+def bronze_spec(silver: TableSpec) -> TableSpec:
+    """The bronze table that holds what a silver table's source delivered, as text."""
+    assert silver.source is not None
+    landed = tuple(
+        ColumnSpec(
+            c.name, "text", pl.String, f"As delivered: {c.meaning}", nullable=True, pii=c.pii
+        )
+        for c in silver.landed
+    )
+    machinery = (
+        ColumnSpec(
+            "_extra", "jsonb", pl.String, "Delivered columns no contract knows", nullable=True
+        ),
+        *(ColumnSpec(c.name, c.type, c.dtype, c.meaning, is_key=True) for c in PROVENANCE),
+        ColumnSpec("_is_latest", "boolean", pl.Boolean, "No later delivery replaces the row"),
+        ColumnSpec("month", "date", pl.Date, "First day of the month the row belongs to"),
+    )
+    return TableSpec(
+        layer="bronze",
+        name=silver.name,
+        description=f"{silver.source.pattern} as delivered, every column as text. "
+        f"{silver.full_name} types and cleans it.",
+        owner=silver.owner,
+        columns=landed + machinery,
+        month_column="month",
+        fresh_within=silver.fresh_within,
+        max_reject_rate=silver.max_reject_rate,
+        source=silver.source,
+        path=silver.path,
+    )
+
+
+@cache
+def pandera_schema(spec: TableSpec) -> pa.DataFrameSchema:
+    """The contract as a Pandera schema of the stored columns, with exact Polars dtypes."""
+    declared = spec.contract.to_schema() if spec.contract is not None else None
+    columns = {}
+    for c in spec.stored:
+        column = declared.columns.get(c.name) if declared is not None else None
+        if column is None:
+            column = pa.Column(nullable=c.nullable, name=c.name, description=c.meaning)
+        column.dtype = c.dtype
+        columns[c.name] = column
+    return pa.DataFrameSchema(
+        columns,
+        checks=declared.checks if declared is not None else None,
+        name=spec.full_name.replace(".", "_"),
+        description=spec.description,
+        strict=True,
+    )
+
+
+def _layer(folder: str, where: str) -> Layer:
+    if folder == "silver":
+        return "silver"
+    if folder == "gold":
+        return "gold"
+    raise ContractError(
+        f"{where} is in no layer a contract can be written for",
+        "Put it in contracts/silver/ or contracts/gold/; bronze tables are derived from `Source`",
+    )
+
+
+def _columns(
+    contract: type[Contract], where: str, *, is_landed: bool
+) -> tuple[tuple[ColumnSpec, ...], str | None]:
+    fields = contract.__fields__
+    types = get_type_hints(contract)
+    columns: list[ColumnSpec] = []
+    month: str | None = None
+    for attribute, (_, info) in fields.items():
+        facts = (info.metadata or {}).get("metalayer")
+        if facts is None:
+            raise ContractError(
+                f"{where}: '{attribute}' is not declared with key(), column() or month_column()",
+                "Use one of them, so that the column has a meaning",
+            )
+        name = info.alias or attribute
+        if not _IDENTIFIER.fullmatch(name):
+            raise ContractError(
+                f"{where}: '{name}' is no plain column name", "Use lower case letters, digits and _"
+            )
+        if facts.role == "month":
+            if month is not None:
+                raise ContractError(
+                    f"{where} has two month columns, '{month}' and '{name}'", "Keep one"
+                )
+            month = name
+        sql_type, dtype = _types(types[attribute], facts, f"{where}: '{name}'")
+        columns.append(
+            ColumnSpec(
+                name=name,
+                type=sql_type,
+                dtype=dtype,
+                meaning=info.description or "",
+                nullable=bool(info.nullable),
+                is_key=facts.is_key,
+                pii=facts.pii,
+                references=_reference(facts.references, f"{where}: '{name}'"),
+                null_tokens=facts.null_tokens,
+                is_landed=is_landed and facts.derived is None and facts.is_landed is not False,
+                derived=facts.derived,
+            )
+        )
+    return tuple(columns), month
+
+
+def _types(annotation: Any, facts: _Facts, where: str) -> tuple[str, Any]:
+    if annotation is Decimal:
+        return (
+            f"numeric({facts.precision},{facts.scale})",
+            pl.Decimal(facts.precision, facts.scale),
+        )
+    if annotation not in _TYPES:
+        known = ", ".join(t.__name__ for t in (*_TYPES, Decimal))
+        raise ContractError(f"{where} has the unknown type {annotation!r}", f"Use one of {known}")
+    return _TYPES[annotation]
+
+
+def _reference(text: str | None, where: str) -> Reference | None:
+    if text is None:
+        return None
+    table, _, name = text.rpartition(".")
+    if table.count(".") != 1:
+        raise ContractError(f"{where} references '{text}'", 'Write it as "layer.table.column"')
+    return Reference(table, name)
+
+
+def _source(
+    facts: Any, where: str, columns: tuple[ColumnSpec, ...], month: str | None
+) -> SourceSpec:
+    pattern = getattr(facts, "files", None)
+    if not pattern or "/" not in pattern:
+        raise ContractError(
+            f"{where}: `class Source:` has no files", 'Add files = "system/export*.csv"'
+        )
+    kind: Any = getattr(facts, "kind", "delta")
+    if kind not in ("delta", "snapshot"):
+        raise ContractError(f"{where}: Source.kind is '{kind}'", 'Use "delta" or "snapshot"')
+    landed = {c.name for c in columns if c.is_landed}
+    name = re.sub(r"[*?\[\]]+", "", pattern.removesuffix(".csv"))
+    return SourceSpec(name, pattern, kind, month if month in landed else None)

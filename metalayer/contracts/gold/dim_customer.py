@@ -1,0 +1,60 @@
+"""Contract of `gold.dim_customer`."""
+
+from datetime import date, datetime
+
+from metalayer.contracts.contract import Contract, column, key, month_column
+
+SOURCES = ("customers", "crm_customers")
+# The Unknown member is apart, or a customer numbered 0 would end it.
+NEXT_VERSION = (
+    "lead(valid_from) over (partition by customer_id, customer_key = 0 order by valid_from)"
+)
+
+
+class DimCustomer(Contract):
+    """One version of a customer (type 2): what CRM changes and snapshots said from `valid_from` on.
+
+    A version begins when any attribute differs from what was known before. The change feed
+    (`silver.customers`) wins over the snapshot (`silver.crm_customers`); the sources and
+    disagreements are kept beside the values. Member 0 stands for every customer that neither source
+    delivered. Known flaws: what the snapshot says counts from the first instant of its month,
+    and who is missing from a later snapshot keeps what an earlier one said.
+    """
+
+    customer_key: int = key("Surrogate key of the version; 0 is the Unknown member")
+    customer_id: int = column("Customer number given by the CRM")
+    valid_from: datetime = month_column("Instant from which the version is true, UTC")
+    customer_name: str = column("First and last name", nullable=True, pii="name")
+    email: str = column("E-mail address in lower case", nullable=True, pii="email")
+    phone: str = column("Phone number as E.164", nullable=True, pii="phone")
+    city: str = column("City of the postal address", nullable=True, pii="address")
+    state: str = column("State of the postal address", nullable=True)
+    zip: str = column("Postal code", nullable=True, pii="address")
+    dob: date = column("Day of birth", nullable=True, pii="birth_date")
+    created_at: datetime = column("When the CRM first knew the customer, UTC", nullable=True)
+    region: str = column("Sales region, from the snapshot", nullable=True)
+    name_source: str = column("Where the name was taken from", nullable=True, isin=SOURCES)
+    email_source: str = column("Where the e-mail was taken from", nullable=True, isin=SOURCES)
+    disagreements: str = column(
+        "Attributes on which the sources have different values, comma-separated",
+        nullable=True,
+        isin=("email", "name", "email,name"),
+    )
+    valid_to: datetime = column(
+        "Instant at which the next version begins, UTC; none for the open version",
+        nullable=True,
+        derived=NEXT_VERSION,
+    )
+    is_current: bool = column(
+        "Whether no later version exists",
+        derived=f"{NEXT_VERSION} is null",
+    )
+
+    class Table:
+        owner = "team:customer-data"
+        unknown_member = {
+            "customer_key": 0,
+            "customer_id": 0,
+            "valid_from": datetime(1900, 1, 1),  # noqa: DTZ001 - naive UTC, as stored
+            "customer_name": "Unknown",
+        }
