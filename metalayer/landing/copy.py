@@ -1,0 +1,64 @@
+"""Rows from DuckDB into PostgreSQL as a stream: no row passes through Python.
+
+DuckDB writes CSV into a named pipe, psycopg2 copies from it; memory is the pipe's buffer.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from psycopg2 import sql
+
+_BUFFER_BYTES = 1 << 20
+
+
+def copy_from_duckdb(
+    memory: duckdb.DuckDBPyConnection, query: str, cursor: Any, copy: str | sql.Composable
+) -> int:
+    """Run a `copy ... from stdin (format csv)` over what `query` returns.
+
+    NULL travels as an empty field, so a query must not return empty strings where they matter.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        duckdb.Error, psycopg2.Error: what either side refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix="metalayer-") as folder:
+        pipe = Path(folder) / "rows.csv"
+        os.mkfifo(pipe, 0o600)
+        failure: list[BaseException] = []
+        reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        # Held until DuckDB has ended, so that the reader sees the end of the rows only then.
+        held = os.open(pipe, os.O_WRONLY)
+        os.set_blocking(reading, True)
+
+        def write() -> None:
+            try:
+                memory.execute(f"copy ({query}) to '{quoted(pipe)}' (format csv, header false)")
+            except BaseException as error:  # handed on to the thread that waits
+                failure.append(error)
+            finally:
+                os.close(held)
+
+        writer = threading.Thread(target=write, name="duckdb-to-postgresql")
+        writer.start()
+        try:
+            with os.fdopen(reading, "rb") as stream:
+                cursor.copy_expert(copy, stream, size=_BUFFER_BYTES)
+        finally:
+            writer.join()
+        if failure:
+            raise failure[0]
+        return int(cursor.rowcount)
+
+
+def quoted(path: Path) -> str:
+    """A path as it stands between the quotes of a SQL string."""
+    return str(path).replace("'", "''")

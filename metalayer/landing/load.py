@@ -1,0 +1,81 @@
+"""A bronze month's rows: from the parsed deliveries that touch it into the stage.
+
+Does not belong here: which deliveries count (`ledger.py`, `settle.py`), or publishing.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import duckdb
+from psycopg2 import sql
+
+from metalayer.landing.copy import copy_from_duckdb, quoted
+from metalayer.landing.parsed import parsed_deliveries
+from metalayer.landing.reader import SourceShape
+from metalayer.settings import Settings
+from metalayer.warehouse.ddl import identifiers
+from metalayer.warehouse.stage import Stage
+
+
+def fill_bronze(
+    cursor: Any, stage: Stage, shape: SourceShape, settings: Settings, start: date, end: date
+) -> None:
+    """Copy the rows of `[start, end)` into the stage, each marked whether it counts."""
+    deliveries = parsed_deliveries(cursor, shape, settings, since=start, until=end)
+    if not deliveries:
+        return
+    with duckdb.connect(config={"threads": 1}) as memory:
+        memory.execute("create temp table live (delivery_id bigint, path varchar)")
+        memory.executemany(
+            "insert into live values (?, ?)", [(d, str(p)) for d, p in deliveries.items()]
+        )
+        memory.execute("create temp table superseded (delivery_id bigint, line bigint)")
+        memory.execute("create temp table replaced (delivery_id bigint, month date)")
+        _fetch(
+            cursor,
+            memory,
+            "superseded",
+            "select delivery_id, line from meta.superseded_rows "
+            "where delivery_id = any(%s) and month >= %s and month < %s",
+            (list(deliveries), start, end),
+        )
+        _fetch(
+            cursor,
+            memory,
+            "replaced",
+            "select delivery_id, month from meta.delivery_months "
+            "where is_replaced and delivery_id = any(%s) and month >= %s and month < %s",
+            (list(deliveries), start, end),
+        )
+        values = {
+            "_delivery_id": "l.delivery_id",
+            "_is_latest": "s.line is null and r.month is null",
+        }
+        columns = ", ".join(values.get(name, f'p."{name}"') for name in stage.columns)
+        paths = ", ".join(f"'{quoted(p)}'" for p in sorted(set(deliveries.values())))
+        copy_from_duckdb(
+            memory,
+            f"select {columns} "
+            f"from read_parquet([{paths}], filename = true, hive_partitioning = false) as p "
+            "join live as l on l.path = p.filename "
+            "left join superseded as s on s.delivery_id = l.delivery_id and s.line = p._line "
+            "left join replaced as r on r.delivery_id = l.delivery_id and r.month = p.month "
+            f"where p.month >= date '{start}' and p.month < date '{end}'",
+            cursor,
+            sql.SQL("copy {} ({}) from stdin (format csv)").format(
+                stage.parent, identifiers(stage.columns)
+            ),
+        )
+
+
+def _fetch(
+    cursor: Any, memory: duckdb.DuckDBPyConnection, table: str, query: str, values: tuple[Any, ...]
+) -> None:
+    """Copy a small result of PostgreSQL into a table of DuckDB."""
+    cursor.execute(query, values)
+    rows = cursor.fetchall()
+    if rows:
+        first, second = zip(*rows, strict=True)
+        memory.execute(f"insert into {table} select unnest(?), unnest(?)", [first, second])

@@ -1,0 +1,78 @@
+"""What the reader must know about a source, derived from its contract; and where parses are kept.
+
+Belongs here: the bridge between a contract and one delivery of its source. Does not belong here:
+reading (`reader.py`) or recording (`ledger.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import astuple
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import cast, get_args
+
+from metalayer.contracts.contract import TableSpec
+from metalayer.landing.files import LandedFile
+from metalayer.landing.judge import ColumnType
+from metalayer.landing.reader import LandedColumn, SourceShape
+
+_MONTH_IN_NAME = re.compile(r"_(\d{4})-(0[1-9]|1[0-2])(?!\d)")
+#: Raised when the reader gives other rows for the same bytes, so that kept parses are not used.
+_PARSE_FORMAT = 1
+
+
+def shape_of(spec: TableSpec, first_month: date, today: date) -> SourceShape:
+    """The shape of the files that feed `spec`; months run from `first_month` to today's."""
+    assert spec.source is not None
+    columns = tuple(
+        LandedColumn(c.name, _kind(c.type), required=not c.nullable or c.is_key)
+        for c in spec.landed
+    )
+    return SourceShape(
+        name=spec.source.name,
+        columns=columns,
+        key=tuple(c.name for c in spec.landed if c.is_key),
+        month_column=spec.source.month_from,
+        first_month=first_month,
+        last_month=today.replace(day=1),
+    )
+
+
+def _kind(sql_type: str) -> ColumnType:
+    """How the reader looks at a column of this PostgreSQL type."""
+    for kind in get_args(ColumnType):
+        if sql_type.partition("(")[0] == kind:
+            return cast(ColumnType, kind)
+    return "numeric" if sql_type == "double precision" else "text"
+
+
+def shape_version(shape: SourceShape) -> str:
+    """Fingerprint of what a parse depends on besides the bytes, but for today's date."""
+    parts = (
+        _PARSE_FORMAT,
+        [astuple(c) for c in shape.columns],
+        shape.key,
+        shape.month_column,
+        shape.first_month,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def parsed_paths(
+    folder: Path, shape: SourceShape, sha256: str, fallback_month: date
+) -> tuple[Path, Path]:
+    """Where the parsed rows and the rejects of one content are kept."""
+    stem = f"{sha256[:40]}-{shape_version(shape)}-{fallback_month:%Y%m}"
+    source = folder / shape.name.replace("/", "_")
+    return source / f"{stem}.parquet", source / f"{stem}.rejects.parquet"
+
+
+def delivery_month(file: LandedFile) -> date:
+    """Month of rows that carry no date: from `_YYYY-MM` in the name, else when the file landed."""
+    found = _MONTH_IN_NAME.findall(file.path.name)
+    if found:
+        year, month = found[-1]
+        return date(int(year), int(month), 1)
+    return datetime.fromtimestamp(file.mtime_ns / 1e9, UTC).date().replace(day=1)
