@@ -1,0 +1,271 @@
+"""What must hold between tables, asked of the published rows themselves.
+
+Each function asks one question about some months of one table and returns a `Finding`. The audit
+has held every row against its contract before; these look across months and across tables.
+
+Does not belong here: Dagster's view of a check (see `metalayer.assets.checks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from psycopg2 import sql
+
+from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.warehouse.ddl import identifiers, next_month, stored_name
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one check.
+
+    Attributes:
+        passed: Whether it holds.
+        description: What was found, in a sentence; empty when it holds.
+        facts: Counts and sums looked at, for the check's metadata.
+    """
+
+    passed: bool
+    description: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def keys_unique(
+    cursor: Any, spec: TableSpec, months: Sequence[date], among: Sequence[date]
+) -> Finding:
+    """No key of `months` stands in another month.
+
+    Within a month PostgreSQL's unique index sees to it; a key that holds the month cannot repeat
+    in another.
+
+    Args:
+        among: Months to compare with. A month that is about to be rebuilt is left out: a row that
+            moved may still stand in the month it leaves.
+    """
+    if spec.month_column in spec.key:
+        return Finding(True, facts={"key": ", ".join(spec.key)})
+    key = identifiers(spec.key)
+    cursor.execute(
+        sql.SQL(
+            "select {key}, count(*) from {table} where ({key}) in "
+            "(select {key} from {table} where {window}) and {among} "
+            "group by {key} having count(*) > 1 order by {key} limit {limit}"
+        ).format(
+            key=key,
+            table=stored_name(spec),
+            window=_window(spec, months),
+            among=_window(spec, among),
+            limit=sql.Literal(_EXAMPLES),
+        )
+    )
+    repeated = cursor.fetchall()
+    examples = "; ".join(", ".join(str(v) for v in row[:-1]) for row in repeated)
+    return Finding(
+        not repeated,
+        f"Keys stand in more than one month of {spec.full_name}: {examples}" if repeated else "",
+        {"key": ", ".join(spec.key)},
+    )
+
+
+def references_resolve(
+    cursor: Any,
+    spec: TableSpec,
+    column: ColumnSpec,
+    target: TableSpec,
+    months: Sequence[date] | None = None,
+) -> Finding:
+    """Every value of `column` in `months` (None: all) stands in the column it references."""
+    assert column.references is not None
+    cursor.execute(
+        sql.SQL(
+            "select count(*), count(distinct {column}) from {table} as t where {window} and "
+            "{column} is not null and not exists "
+            "(select from {target} as r where r.{referenced} = t.{column})"
+        ).format(
+            column=sql.Identifier(column.name),
+            table=stored_name(spec),
+            window=_window(spec, months) if months is not None else sql.SQL("true"),
+            target=stored_name(target),
+            referenced=sql.Identifier(column.references.column),
+        )
+    )
+    rows, values = cursor.fetchone()
+    to = f"{column.references.table}.{column.references.column}"
+    return Finding(
+        rows == 0,
+        f"{rows:,} rows of {spec.full_name} have one of {values:,} values of {column.name} "
+        f"that {to} lacks"
+        if rows
+        else "",
+        {"rows": rows, "values": values, "references": to},
+    )
+
+
+def rows_conserved(
+    cursor: Any, spec: TableSpec, months: Sequence[date], expected: Mapping[date, int | None]
+) -> Finding:
+    """For each month: rows that came in = published + quarantined + superseded, recounted.
+
+    Args:
+        expected: Month -> rows of the table each of whose rows must arrive, where there is one.
+    """
+    cursor.execute(
+        sql.SQL(
+            "select date_trunc('month', {month})::date, count(*) from {table} where {window} "
+            "group by 1"
+        ).format(
+            month=sql.Identifier(spec.month_column),
+            table=stored_name(spec),
+            window=_window(spec, months),
+        )
+    )
+    found = dict(cursor.fetchall())
+    cursor.execute(
+        "select v.month, v.rows_read, v.rows, v.rows_quarantined, v.rows_superseded, "
+        "(select count(*) from meta.quarantine as q where q.table_name = v.table_name "
+        "and q.month = v.month) from meta.versions as v "
+        "where v.table_name = %s and v.is_current and v.month = any(%s)",
+        (spec.full_name, list(months)),
+    )
+    wrong = []
+    total = {"read": 0, "published": 0, "quarantined": 0, "superseded": 0}
+    for month, read, rows, quarantined, superseded, filed in cursor.fetchall():
+        stored = found.get(month, 0)
+        came = expected.get(month)
+        came = read if came is None else came
+        # Landing's own rejects share the month in bronze; they never were rows of the month.
+        filed = quarantined if spec.layer == "bronze" else filed
+        if (
+            not came == read == stored + quarantined
+            or stored != rows + superseded
+            or (filed != quarantined)
+        ):
+            wrong.append(
+                f"{month:%Y-%m}: {came:,} came in, {stored - superseded:,} published, "
+                f"{filed:,} quarantined, {superseded:,} superseded"
+            )
+        for name, value in zip(total, (came, rows, quarantined, superseded), strict=True):
+            total[name] += value
+    return Finding(
+        not wrong,
+        f"Rows of {spec.full_name} are not accounted for in {'; '.join(wrong[:_EXAMPLES])}"
+        if wrong
+        else "",
+        total,
+    )
+
+
+def deliveries_conserved(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Finding:
+    """For each file, counted in the table itself: no row of it is missing or there twice.
+
+    Bronze holds every row that was read, and all that was read is in a month or rejected. A typed
+    table has, published or quarantined, every row that counts.
+    """
+    assert spec.source is not None
+    is_bronze = spec.layer == "bronze"
+    quarantined = sql.SQL(
+        "union all select delivery_id, month from meta.quarantine "
+        "where table_name = {table} and month = any({months})"
+    ).format(table=sql.Literal(spec.full_name), months=sql.Literal(list(months)))
+    cursor.execute(
+        sql.SQL(
+            "with stored as (select _delivery_id as delivery_id, "
+            "date_trunc('month', {month})::date as month from {table} where {window} {rejects}), "
+            "found as (select delivery_id, month, count(*) as rows from stored group by 1, 2), "
+            "due as (select m.delivery_id, m.month, m.rows - {gone} as rows "
+            "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
+            "where d.source = %s and d.status = 'loaded' and m.month = any(%s)) "
+            "select file, to_char(month, 'YYYY-MM'), coalesce(due.rows, 0), "
+            "coalesce(found.rows, 0) "
+            "from due full join found using (delivery_id, month) "
+            "join meta.deliveries using (delivery_id) "
+            "where coalesce(due.rows, 0) <> coalesce(found.rows, 0) "
+            "union all select file, 'all months', rows_read - rows_rejected, "
+            "(select coalesce(sum(rows), 0) from meta.delivery_months as m "
+            "where m.delivery_id = d.delivery_id) from meta.deliveries as d "
+            "where source = %s and status = 'loaded' and rows_read - rows_rejected <> "
+            "(select coalesce(sum(rows), 0) from meta.delivery_months as m "
+            "where m.delivery_id = d.delivery_id) order by 1, 2 limit %s"
+        ).format(
+            month=sql.Identifier(spec.month_column),
+            table=stored_name(spec),
+            window=_window(spec, months),
+            rejects=sql.SQL("") if is_bronze else quarantined,
+            gone=sql.SQL("0") if is_bronze else sql.SQL("m.rows_superseded"),
+        ),
+        (spec.source.name, list(months), spec.source.name, _EXAMPLES),
+    )
+    wrong = [
+        f"{file} {month}: {due:,} rows should be here, {found:,} are"
+        for file, month, due, found in cursor.fetchall()
+    ]
+    return Finding(not wrong, f"Rows are not accounted for in {'; '.join(wrong)}" if wrong else "")
+
+
+def money_conserved(
+    cursor: Any,
+    spec: TableSpec,
+    column: str,
+    upstream: TableSpec,
+    source: str,
+    months: Sequence[date],
+) -> Finding:
+    """The monthly sums of `column` equal those of the upstream column, to the last digit."""
+    own = _sums(cursor, spec, column, months)
+    theirs = _sums(cursor, upstream, source, months)
+    wrong = [
+        f"{month:%Y-%m}: {own.get(month, 0):,} against {theirs.get(month, 0):,}"
+        for month in months
+        if own.get(month, 0) != theirs.get(month, 0)
+    ]
+    return Finding(
+        not wrong,
+        f"{spec.full_name}.{column} differs from {upstream.full_name}.{source} in "
+        f"{'; '.join(wrong[:_EXAMPLES])}"
+        if wrong
+        else "",
+        {"total": float(sum(own.values())), "months": len(months)},
+    )
+
+
+def _sums(cursor: Any, spec: TableSpec, column: str, months: Sequence[date]) -> dict[date, Decimal]:
+    cursor.execute(
+        sql.SQL(
+            "select date_trunc('month', {month})::date, sum({column}) from {table} "
+            "where {window} group by 1"
+        ).format(
+            month=sql.Identifier(spec.month_column),
+            column=sql.Identifier(column),
+            table=stored_name(spec),
+            window=_window(spec, months),
+        )
+    )
+    return {month: total for month, total in cursor.fetchall() if total is not None}
+
+
+def _window(spec: TableSpec, months: Sequence[date]) -> sql.Composable:
+    """Condition for the rows of `months`, as ranges that PostgreSQL can prune partitions by."""
+    ranges: list[list[date]] = []
+    for month in sorted(months):
+        if ranges and ranges[-1][1] == month:
+            ranges[-1][1] = next_month(month)
+        else:
+            ranges.append([month, next_month(month)])
+    if not ranges:
+        return sql.SQL("false")
+    column = sql.Identifier(spec.month_column)
+    return sql.SQL("({})").format(
+        sql.SQL(" or ").join(
+            sql.SQL("({c} >= {start} and {c} < {end})").format(
+                c=column, start=sql.Literal(start), end=sql.Literal(end)
+            )
+            for start, end in ranges
+        )
+    )

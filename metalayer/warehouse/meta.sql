@@ -1,0 +1,152 @@
+-- MetaLayer's own tables: the ledger of deliveries and the versions of published months.
+-- Idempotent: run at the start of every command that may write.
+
+create schema if not exists meta;
+create schema if not exists months;
+comment on schema meta is 'The ledger of deliveries, the quarantine, and the versions of every published month';
+comment on schema months is 'One table for each version of each month; the attached ones are what readers see';
+
+create table if not exists meta.installed (fingerprint text not null);
+comment on table meta.installed is 'What the schema was last created from; another value means it is out of date';
+
+create table if not exists meta.tables (
+    table_name text primary key,
+    layer text not null,
+    description text not null,
+    owner text not null,
+    fresh_within interval not null,
+    position integer not null
+);
+comment on table meta.tables is 'Facts of each table from its contract, for those who ask the warehouse only';
+comment on column meta.tables.fresh_within is 'How old the newest publish may be';
+comment on column meta.tables.position is 'Upstream tables come before downstream ones';
+
+create table if not exists meta.views (name text primary key, body text not null);
+comment on table meta.views is 'The views beside the tables, as they were created';
+
+create sequence if not exists meta.leaf_number;
+
+create table if not exists meta.deliveries (
+    delivery_id bigint generated always as identity primary key,
+    source text not null,
+    file text not null,
+    sha256 text not null,
+    size bigint not null,
+    mtime_ns bigint not null,
+    status text not null check (status in ('loaded', 'duplicate', 'superseded', 'rejected')),
+    reason text,
+    related_delivery_id bigint references meta.deliveries,
+    fallback_month date not null,
+    shape text not null,
+    rows_read bigint not null default 0,
+    rows_rejected bigint not null default 0,
+    extra_columns text[] not null default '{}',
+    missing_columns text[] not null default '{}',
+    registered_at timestamptz not null default now()
+);
+create index if not exists deliveries_by_file on meta.deliveries (source, file);
+create index if not exists deliveries_by_content on meta.deliveries (source, sha256);
+comment on table meta.deliveries is 'Each version of each landed file, once';
+comment on column meta.deliveries.related_delivery_id is 'The delivery this one duplicates, or that superseded it';
+comment on column meta.deliveries.fallback_month is 'Month of rows that carry no date themselves';
+comment on column meta.deliveries.shape is 'Fingerprint of the contract the file was parsed with';
+
+create table if not exists meta.delivery_months (
+    delivery_id bigint not null references meta.deliveries on delete cascade,
+    month date not null,
+    rows bigint not null,
+    is_replaced boolean not null default false,
+    rows_superseded bigint not null default 0,
+    superseded_fingerprint bigint not null default 0,
+    primary key (delivery_id, month)
+);
+comment on table meta.delivery_months is 'How many good rows each delivery has in each month, and how many count no longer';
+comment on column meta.delivery_months.is_replaced is 'A later snapshot replaces all of these rows';
+
+create table if not exists meta.superseded_rows (
+    delivery_id bigint not null references meta.deliveries on delete cascade,
+    line bigint not null,
+    month date not null,
+    primary key (delivery_id, line)
+);
+comment on table meta.superseded_rows is 'Rows whose key a later row delivers again';
+
+create table if not exists meta.quarantine (
+    table_name text not null,
+    month date,
+    delivery_id bigint references meta.deliveries on delete cascade,
+    line bigint,
+    column_name text,
+    rule text not null,
+    value text,
+    violations jsonb not null default '[]',
+    raw text,
+    quarantined_at timestamptz not null default now()
+);
+create index if not exists quarantine_by_month on meta.quarantine (table_name, month);
+create index if not exists quarantine_by_delivery on meta.quarantine (delivery_id);
+comment on table meta.quarantine is 'Rows that break a contract: which rule, which value, which line of which file';
+
+create table if not exists meta.versions (
+    table_name text not null,
+    month date not null,
+    version integer not null,
+    is_current boolean not null,
+    leaf text not null,
+    data_version text not null,
+    code_version text not null,
+    inputs jsonb not null,
+    rows_read bigint not null,
+    rows bigint not null,
+    rows_quarantined bigint not null,
+    rows_superseded bigint not null,
+    run_id text,
+    seconds double precision not null,
+    published_at timestamptz not null default clock_timestamp(),
+    primary key (table_name, month, version)
+);
+create unique index if not exists versions_current on meta.versions (table_name, month) where is_current;
+comment on table meta.versions is 'Every published state of every month; readers see the current ones';
+comment on column meta.versions.data_version is 'Fingerprint of the rows; equal contents have equal versions';
+comment on column meta.versions.inputs is 'Fingerprint of each upstream table as it was read';
+
+create or replace view meta.ledger as
+with landed as (
+    select delivery_id, sum(rows) as rows, sum(rows_superseded) as superseded,
+        array_agg(to_char(month, 'YYYY-MM') order by month) as months
+    from meta.delivery_months
+    group by delivery_id
+),
+quarantined as (
+    -- Landed rows that a typed table refuses; those that could not be read are counted at registration.
+    -- Until the next build they may be among those that a later delivery has replaced meanwhile.
+    select q.delivery_id, count(*) as rows
+    from meta.quarantine as q
+    left join meta.superseded_rows as s on s.delivery_id = q.delivery_id and s.line = q.line
+    left join meta.delivery_months as m
+        on m.delivery_id = q.delivery_id and m.month = q.month and m.is_replaced
+    where q.table_name like 'silver.%' and s.line is null and m.month is null
+    group by q.delivery_id
+)
+select
+    d.delivery_id,
+    d.file,
+    d.source,
+    d.sha256,
+    d.status,
+    d.rows_read,
+    case when d.status = 'loaded'
+        then coalesce(l.rows, 0) - coalesce(l.superseded, 0) - coalesce(q.rows, 0) else 0
+    end::bigint as rows_loaded,
+    (d.rows_rejected + case when d.status = 'loaded' then coalesce(q.rows, 0) else 0 end)::bigint as rows_rejected,
+    (case when d.status = 'loaded' then coalesce(l.superseded, 0) else coalesce(l.rows, 0) end)::bigint
+        as rows_superseded,
+    coalesce(l.months, '{}') as months,
+    d.reason,
+    d.extra_columns,
+    d.missing_columns,
+    d.registered_at
+from meta.deliveries as d
+left join landed as l using (delivery_id)
+left join quarantined as q using (delivery_id);
+comment on view meta.ledger is 'Each delivery and what became of its rows: read = loaded + rejected + superseded';

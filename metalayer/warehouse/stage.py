@@ -1,0 +1,172 @@
+"""The first step of a build: a window's months written where nobody reads.
+
+A stage is a partitioned table of its own with one leaf a month. The leaves are made in the
+transaction that fills them, so that nothing is left behind when it fails, and each already has the
+shape to become a partition of the real table: publishing moves no row.
+
+Does not belong here: what the rows are (the caller fills), whether they are right (`audit.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from psycopg2 import sql
+
+from metalayer.contracts.contract import TableSpec
+from metalayer.lineage.select import FAILED_CASTS
+from metalayer.warehouse.ddl import identifiers, month_bounds, stored_name
+
+SCHEMA = "months"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the rows of some months wait for their audit.
+
+    Attributes:
+        spec: The table.
+        parent: The partitioned table to write to.
+        leaves: Month -> name of its leaf in the schema `months`.
+        outside: Leaf for rows whose month is none of the window's.
+    """
+
+    spec: TableSpec
+    parent: sql.Identifier
+    leaves: Mapping[date, str]
+    outside: str
+
+    @property
+    def tracks_casts(self) -> bool:
+        """Whether a row carries the casts that failed (tables typed from landed text)."""
+        return self.spec.layer == "silver" and self.spec.source is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns to fill, in order."""
+        names = [c.name for c in self.spec.stored]
+        return [*names, FAILED_CASTS] if self.tracks_casts else names
+
+    def leaf(self, month: date) -> sql.Identifier:
+        """The table in which the rows of `month` wait."""
+        return sql.Identifier(SCHEMA, self.leaves[month])
+
+
+def create_stage(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Stage:
+    """Create an empty stage for `months`, in the caller's transaction."""
+    cursor.execute(
+        "select nextval('meta.leaf_number') from generate_series(1, %s)", (len(months) + 1,)
+    )
+    numbers = [number for (number,) in cursor.fetchall()]
+    names = {
+        month: f"{spec.layer}_{spec.name}_{month:%Y_%m}_{number}"
+        for month, number in zip(months, numbers, strict=False)
+    }
+    stem = f"stage_{spec.layer}_{spec.name}_{numbers[-1]}"
+    stage = Stage(spec, sql.Identifier(SCHEMA, stem), names, f"{stem}_outside")
+    column = sql.Identifier(spec.month_column)
+    extra = sql.SQL(", {} text").format(sql.Identifier(FAILED_CASTS))
+    statements = [
+        sql.SQL("create table {} (like {}{}) partition by range ({})").format(
+            stage.parent, stored_name(spec), extra if stage.tracks_casts else sql.SQL(""), column
+        )
+    ]
+    for month in months:
+        start, end = (sql.Literal(day.isoformat()) for day in month_bounds(month))
+        # The check lets ATTACH trust the bounds instead of scanning the month again.
+        statements.append(
+            sql.SQL(
+                "create table {leaf} partition of {parent} (constraint month_bounds check "
+                "({column} is not null and {column} >= {start} and {column} < {end})) "
+                "for values from ({start}) to ({end})"
+            ).format(
+                leaf=stage.leaf(month), parent=stage.parent, column=column, start=start, end=end
+            )
+        )
+    statements.append(
+        sql.SQL("create table {} partition of {} default").format(
+            sql.Identifier(SCHEMA, stage.outside), stage.parent
+        )
+    )
+    cursor.execute(sql.SQL("; ").join(statements))
+    return stage
+
+
+def drop_leftovers(cursor: Any, spec: TableSpec, months: Sequence[date]) -> None:
+    """Drop the leaves of `months` that a build staged and was killed before publishing.
+
+    The caller holds the lock on these months, so no live build owns them. A month with a leftover
+    is not published from it, hence stale, hence comes here with the next build.
+    """
+    cursor.execute(
+        "select c.relname from pg_class as c where c.relnamespace = %s::regnamespace "
+        "and c.relname ~ %s "
+        "and not exists (select from meta.versions as v where v.leaf = c.relname)",
+        (
+            SCHEMA,
+            f"^{spec.layer}_{spec.name}_({'|'.join(f'{m:%Y_%m}' for m in months)})_[0-9]+$",
+        ),
+    )
+    leaves = [sql.Identifier(SCHEMA, leaf) for (leaf,) in cursor.fetchall()]
+    if leaves:
+        cursor.execute(sql.SQL("drop table {}").format(sql.SQL(", ").join(leaves)))
+
+
+def fill_from_select(cursor: Any, stage: Stage, select: str) -> None:
+    """Write what `select` returns (columns as in `stage.columns`) into the stage."""
+    cursor.execute(
+        sql.SQL("insert into {} ({}) {}").format(
+            stage.parent, identifiers(stage.columns), sql.SQL(select)
+        )
+    )
+
+
+def finish_stage(cursor: Any, stage: Stage) -> None:
+    """Turn the audited leaves into stand-alone tables with the contract's constraints."""
+    required = [c.name for c in stage.spec.stored if not c.nullable]
+    statements = []
+    for month in stage.leaves:
+        changes = [
+            sql.SQL("alter column {} set not null").format(sql.Identifier(name))
+            for name in required
+        ]
+        leaf = stage.leaf(month)
+        statements.append(sql.SQL("alter table {} detach partition {}").format(stage.parent, leaf))
+        if stage.tracks_casts:
+            changes.append(sql.SQL("drop column {}").format(sql.Identifier(FAILED_CASTS)))
+        statements.append(sql.SQL("alter table {} {}").format(leaf, sql.SQL(", ").join(changes)))
+    statements.append(sql.SQL("drop table {}").format(stage.parent))
+    cursor.execute(sql.SQL("; ").join(statements))
+
+
+def data_versions(cursor: Any, stage: Stage) -> dict[date, tuple[str, int]]:
+    """Month -> (fingerprint of its rows, number of rows), whatever order the rows are in.
+
+    Where a row came from is not part of what it says, so a typed table's fingerprint leaves
+    provenance out: the same rows delivered again change nothing downstream. PostgreSQL hashes
+    equal values equally (1.0 and 1.00), and two seeds make 128 bits.
+    """
+    spec = stage.spec
+    content = [
+        c.name
+        for c in spec.stored
+        if spec.layer == "bronze" or c.name not in ("_delivery_id", "_line")
+    ]
+    row = sql.SQL("row({})").format(identifiers(content))
+    cursor.execute(
+        sql.SQL(
+            "select c.relname, count(*), bit_xor(hash_record_extended({row}, 0)), "
+            "bit_xor(hash_record_extended({row}, 1)) from {parent} as s "
+            "join pg_class as c on c.oid = s.tableoid group by c.relname"
+        ).format(row=row, parent=stage.parent)
+    )
+    found = {name: (rows, first, second) for name, rows, first, second in cursor.fetchall()}
+    versions = {}
+    for month, leaf in stage.leaves.items():
+        rows, first, second = found.get(leaf, (0, 0, 0))
+        mask = (1 << 64) - 1
+        versions[month] = (f"{rows:x}-{first & mask:016x}{second & mask:016x}", rows)
+    return versions

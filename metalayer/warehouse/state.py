@@ -1,0 +1,108 @@
+"""What is published, from what, and hence which months are out of date.
+
+A month is current when it was built by the code there is now from the inputs there are now. Inputs
+are compared by the fingerprint of their contents, so a month whose upstream was rebuilt to the same
+rows stays current.
+
+Does not belong here: building or publishing anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from typing import Any
+
+from metalayer.lineage.select import Reach
+
+DELIVERIES = "deliveries"
+"""Name under which a bronze month's input, the deliveries that touch it, is recorded."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The current version of one month, as `meta.versions` has it."""
+
+    version: int
+    data_version: str
+    code_version: str
+    inputs: Mapping[str, str]
+    rows_read: int
+    rows: int
+    rows_quarantined: int
+    rows_superseded: int
+
+
+@dataclass(frozen=True)
+class State:
+    """All published months, and what has been delivered, at one moment.
+
+    Attributes:
+        published: Table -> month -> current version.
+        delivered: Source -> month -> fingerprint of the deliveries that touch the month.
+        delivered_rows: Source -> month -> rows they have in the month.
+    """
+
+    published: Mapping[str, Mapping[date, Published]]
+    delivered: Mapping[str, Mapping[date, str]]
+    delivered_rows: Mapping[str, Mapping[date, int]]
+    _prefixes: dict[str, tuple[list[date], list[str]]] = field(default_factory=dict)
+
+    def input_fingerprint(self, table: str, reach: Reach, month: date) -> str:
+        """Fingerprint of the months of `table` that `month` is made from; "" if there are none."""
+        if reach is Reach.SAME:
+            published = self.published.get(table, {}).get(month)
+            return published.data_version if published else ""
+        months, prefixes = self._prefix(table)
+        if reach is Reach.ALL:
+            return prefixes[-1]
+        cut = bisect_left if reach is Reach.BEFORE else bisect_right
+        return prefixes[cut(months, month)]
+
+    @cached_property
+    def delivered_months(self) -> list[date]:
+        """Every month that any delivery or published table has rows for, in order."""
+        found = {m for months in self.delivered.values() for m in months}
+        return sorted(found.union(*(months.keys() for months in self.published.values())))
+
+    def _prefix(self, table: str) -> tuple[list[date], list[str]]:
+        """Months of `table` in order, and the fingerprint of each beginning of that list."""
+        if table not in self._prefixes:
+            published = self.published.get(table, {})
+            months = sorted(published)
+            digest, prefixes = hashlib.sha256(), [""]
+            for month in months:
+                digest.update(f"{month} {published[month].data_version}\n".encode())
+                prefixes.append(digest.hexdigest()[:32])
+            self._prefixes[table] = (months, prefixes)
+        return self._prefixes[table]
+
+
+def load_state(cursor: Any, tables: Iterable[str] | None = None) -> State:
+    """Read the state from the warehouse, of `tables` only or of all."""
+    cursor.execute(
+        "select table_name, month, version, data_version, code_version, inputs, rows_read, rows, "
+        "rows_quarantined, rows_superseded from meta.versions "
+        "where is_current and (%s::text[] is null or table_name = any(%s::text[]))",
+        (list(tables) if tables is not None else None,) * 2,
+    )
+    published: dict[str, dict[date, Published]] = {}
+    for table, month, *values in cursor.fetchall():
+        published.setdefault(table, {})[month] = Published(*values)
+    cursor.execute(
+        "select d.source, m.month, string_agg(concat_ws(':', d.delivery_id, d.shape, m.rows, "
+        "m.is_replaced, m.superseded_fingerprint), ' ' order by d.delivery_id), sum(m.rows) "
+        "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
+        "where d.status = 'loaded' group by d.source, m.month"
+    )
+    delivered: dict[str, dict[date, str]] = {}
+    delivered_rows: dict[str, dict[date, int]] = {}
+    for source, month, described, rows in cursor.fetchall():
+        fingerprint = hashlib.sha256(described.encode()).hexdigest()[:32]
+        delivered.setdefault(source, {})[month] = fingerprint
+        delivered_rows.setdefault(source, {})[month] = int(rows)
+    return State(published, delivered, delivered_rows)
