@@ -1,0 +1,194 @@
+"""Asset checks, derived from the contracts.
+
+Checks of a table itself belong to its asset's step: they run as soon as its months are published
+and block what is downstream. References between typed tables are looked at in a step of their own,
+once both sides are built, and only warn: a fact without its customer still counts.
+
+Does not belong here: the questions themselves (see `metalayer.warehouse.checks`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from metalayer.assets.resources import Warehouse
+from metalayer.assets.types import BuildReport
+from metalayer.catalog import Catalog
+from metalayer.contracts.contract import TableSpec
+from metalayer.jobs import table_job
+from metalayer.settings import Settings
+from metalayer.warehouse import checks
+from metalayer.warehouse.build import TableJob, is_stale
+from metalayer.warehouse.checks import Finding
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.state import State, load_state
+
+_DESCRIPTIONS = {
+    "contract_satisfied": "Every month that was built kept its contract and is published.",
+    "keys_unique": "No key stands in two months.",
+    "references_resolve": "Every key points at a row that exists.",
+    "rows_conserved": "Rows that came in = published + quarantined + superseded, month by month.",
+    "money_conserved": "Monthly sums equal those of the table the rows come from, to the cent.",
+}
+
+
+def asset_key(table: str) -> dg.AssetKey:
+    """`gold.fact_sales` as Dagster names it: `gold/fact_sales`."""
+    return dg.AssetKey(table.split("."))
+
+
+def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
+    """The blocking checks of a table."""
+    names = ["contract_satisfied", "keys_unique", "rows_conserved"]
+    if spec.layer == "gold" and any(c.references for c in spec.columns):
+        names.append("references_resolve")
+    if spec.sums_from:
+        names.append("money_conserved")
+    return [
+        dg.AssetCheckSpec(
+            name, asset=asset_key(spec.full_name), description=_DESCRIPTIONS[name], blocking=True
+        )
+        for name in names
+    ]
+
+
+def check_table(
+    warehouse: Warehouse, spec: TableSpec, tables: Catalog, report: BuildReport
+) -> Iterator[dg.AssetCheckResult]:
+    """Ask all blocking checks of `spec` about the months that are published.
+
+    A month whose inputs have changed since it was built is asked about once it is built again.
+    """
+    verdict = Finding(
+        not report.failed,
+        report.verdict,
+        {
+            "months": len(report.months),
+            "failed_months": len(report.failed),
+            "rows_quarantined": sum(r.rows_quarantined for r in report.months),
+        },
+    )
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        # One snapshot for the rows and for what they are compared with.
+        cursor.execute("set transaction isolation level repeatable read")
+        job = table_job(spec.full_name, warehouse.settings)
+        state = load_state(cursor, [spec.full_name, *job.upstream])
+        published = state.published.get(spec.full_name, {})
+        current = [month for month in published if not is_stale(job, state, month)]
+        built = {r.month for r in report.months if r.outcome != "failed"}
+        months = [month for month in current if month in built]
+        asked: dict[str, Callable[[], Finding]] = {
+            "contract_satisfied": lambda: verdict,
+            "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
+            "rows_conserved": lambda: _rows_conserved(
+                cursor, warehouse.settings, job, state, months
+            ),
+            "references_resolve": lambda: _all(
+                checks.references_resolve(cursor, spec, c, tables.specs[c.references.table], months)
+                for c in spec.columns
+                if c.references is not None
+            ),
+            "money_conserved": lambda: _money_conserved(cursor, spec, tables, months),
+        }
+        for declared in check_specs(spec):
+            finding = asked[declared.name]()
+            yield _result(declared.name, spec, finding, dg.AssetCheckSeverity.ERROR)
+
+
+def reference_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:
+    """One step that looks at the references between typed (silver) tables, and warns."""
+    pointing = [
+        s
+        for s in tables.specs.values()
+        if s.layer == "silver" and any(c.references for c in s.columns)
+    ]
+    if not pointing:
+        return []
+    targets = {
+        s.full_name: sorted({c.references.table for c in s.columns if c.references})
+        for s in pointing
+    }
+
+    @dg.multi_asset_check(
+        name="references_of_typed_tables",
+        specs=[
+            dg.AssetCheckSpec(
+                "references_resolve",
+                asset=asset_key(s.full_name),
+                additional_deps=[asset_key(t) for t in targets[s.full_name]],
+                description="Every referenced key exists; those that don't become the "
+                "Unknown member in gold.",
+            )
+            for s in pointing
+        ],
+        required_resource_keys={"warehouse"},
+        can_subset=True,
+    )
+    def references(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        selected = {key.asset_key for key in context.selected_asset_check_keys}
+        with transaction(context.resources.warehouse.pool) as connection:
+            for s in pointing:
+                if asset_key(s.full_name) in selected:
+                    with connection.cursor() as cursor:
+                        finding = _all(
+                            checks.references_resolve(
+                                cursor, s, c, tables.specs[c.references.table]
+                            )
+                            for c in s.columns
+                            if c.references is not None
+                        )
+                    yield _result("references_resolve", s, finding, dg.AssetCheckSeverity.WARN)
+
+    return [references]
+
+
+def _rows_conserved(
+    cursor: Any, settings: Settings, job: TableJob, state: State, months: Sequence[date]
+) -> Finding:
+    expected = {month: job.rows_expected(state, month) for month in months}
+    finding = checks.rows_conserved(cursor, job.spec, months, expected)
+    if job.spec.source is None:
+        return finding
+    # A typed table is compared with the deliveries themselves, where bronze has caught up.
+    landed = table_job(f"bronze.{job.spec.name}", settings)
+    settled = [month for month in months if not is_stale(landed, state, month)]
+    return _all([finding, checks.deliveries_conserved(cursor, job.spec, settled)])
+
+
+def _money_conserved(
+    cursor: Any, spec: TableSpec, tables: Catalog, months: Sequence[date]
+) -> Finding:
+    findings = []
+    for own, pointer in spec.sums_from.items():
+        upstream, _, column = pointer.rpartition(".")
+        findings.append(
+            checks.money_conserved(cursor, spec, own, tables.specs[upstream], column, months)
+        )
+    return _all(findings)
+
+
+def _all(findings: Any) -> Finding:
+    """Several answers as one: passed when all passed."""
+    every = list(findings)
+    facts: dict[str, Any] = {}
+    for number, finding in enumerate(every):
+        prefix = f"{finding.facts.get('references', number)}: " if len(every) > 1 else ""
+        facts |= {f"{prefix}{name}": value for name, value in finding.facts.items()}
+    return Finding(
+        all(f.passed for f in every), "; ".join(f.description for f in every if not f.passed), facts
+    )
+
+
+def _result(
+    name: str, spec: TableSpec, finding: Finding, severity: dg.AssetCheckSeverity
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=asset_key(spec.full_name),
+        check_name=name,
+        passed=finding.passed,
+        severity=severity,
+        description=finding.description or None,
+        metadata=dict(finding.facts),
+    )

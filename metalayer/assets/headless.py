@@ -1,0 +1,296 @@
+"""Builds without a webserver: the same assets, checks and events, run by Dagster in this process.
+
+A build goes in rounds. Each round finds the months that are out of date, runs every contiguous
+range of them through Dagster with the tables they may touch, and looks again: what was rebuilt to
+the same rows makes nothing behind it stale, so the rounds end where contents stop differing.
+
+Does not belong here: what makes a month stale (`metalayer.jobs`) or how the user is told.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
+
+from metalayer.assets.checks import asset_key
+from metalayer.assets.partitions import to_key
+from metalayer.assets.resources import Warehouse, lent_to_runs
+from metalayer.catalog import catalog
+from metalayer.errors import BuildError
+from metalayer.jobs import Plan, plan, reached_months, table_job
+from metalayer.settings import PROJECT_ROOT, Settings
+from metalayer.warehouse.build import MonthResult, build_months, is_stale
+from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.state import load_state
+
+_AUDIT_CHECK = "contract_satisfied"
+#: A round only follows a round that changed something; more than this is a defect, not a history.
+_MOST_ROUNDS = 200
+_RECYCLE_SECONDS = 3600
+
+
+@dataclass
+class BuildOutcome:
+    """What a build did.
+
+    Attributes:
+        months: Every month that was looked at, in the order it landed.
+        failed_checks: "table: description" of each blocking check that failed.
+        warnings: The same of checks that only warn.
+        errors: Other failures of steps, as text.
+        runs: Ids of the Dagster runs.
+    """
+
+    months: list[MonthResult] = field(default_factory=list)
+    failed_checks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every month, blocking check and step did."""
+        return not (
+            self.failed_checks or self.errors or any(r.outcome == "failed" for r in self.months)
+        )
+
+
+@contextmanager
+def dagster_instance(settings: Settings, storage_url: str) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of this home, whose storage is in PostgreSQL.
+
+    Args:
+        storage_url: SQLAlchemy URL of Dagster's database.
+    """
+    settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    aside = settings.dagster_home / f".dagster.yaml.{os.getpid()}"
+    shutil.copyfile(PROJECT_ROOT / "dagster.yaml", aside)
+    aside.replace(settings.dagster_home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    os.environ["DAGSTER_PG_URL"] = storage_url
+    # One insert for the events of all months of a step, instead of one for each.
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
+    with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+        # As the webserver does: keep a connection open. Otherwise every event opens one, which is
+        # most of what a small build would cost.
+        instance.optimize_for_webserver(
+            statement_timeout=0, pool_recycle=_RECYCLE_SECONDS, max_overflow=20
+        )
+        yield instance
+
+
+def current_plan(
+    warehouse: Warehouse, selected: set[str] | None = None, months: set[date] | None = None
+) -> Plan:
+    """What a build of `selected` (None: all tables) would do now."""
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        return plan(load_state(cursor), warehouse.settings, selected, months)
+
+
+def build(
+    warehouse: Warehouse,
+    instance: dg.DagsterInstance,
+    *,
+    selected: set[str] | None = None,
+    months: set[date] | None = None,
+    started: Callable[[Plan], None] | None = None,
+    landed: Callable[[MonthResult], None] | None = None,
+) -> BuildOutcome:
+    """Build everything that has something to do.
+
+    Args:
+        selected: Tables to build; None: all.
+        months: Months to build anew; published ones outside of them follow when they are stale.
+        started: Told each round's plan before it runs.
+        landed: Told each month's result as it lands, from another thread or this one.
+
+    Returns:
+        What was done. Failures are in it; they do not raise.
+    """
+    outcome = BuildOutcome()
+    given_up: set[tuple[str, date]] = set()
+    blocked: set[str] = set()
+    listening = replace(warehouse, landed=_both(outcome.months.append, landed))
+    _empty_months_before_the_first(listening)
+    for _ in range(_MOST_ROUNDS):
+        todo = _without(current_plan(warehouse, selected, months), given_up, blocked)
+        if todo.is_empty:
+            return outcome
+        if started is not None:
+            started(todo)
+        before = len(outcome.months)
+        for first, last, tables in _runs(todo):
+            _run(listening, instance, first, last, tables, outcome, blocked)
+        round_months = outcome.months[before:]
+        given_up |= {(r.table, r.month) for r in round_months if r.outcome == "failed"}
+        built = {(r.table, r.month) for r in round_months}
+        # A step that broke off has built nothing: trying it again now would break off again.
+        given_up |= {
+            (table, month)
+            for table, stale in todo.stale.items()
+            for month in stale
+            if (table, month) not in built and (outcome.errors or blocked)
+        }
+    raise BuildError(
+        f"The build did not come to rest in {_MOST_ROUNDS} rounds",
+        "Look with `metalayer build --help` for building some tables only, and report the case",
+    )
+
+
+def _empty_months_before_the_first(warehouse: Warehouse) -> None:
+    """Rebuild months that lie before `METALAYER_START_MONTH` since it was moved.
+
+    Their rows are rejected now, so they become empty. Dagster has no partitions for them any more,
+    which is why this is done without it.
+    """
+    for table in catalog().specs:
+        job = table_job(table, warehouse.settings)
+        with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+            state = load_state(cursor, [table, *job.upstream])
+        early = [
+            month
+            for month in state.published.get(table, {})
+            if month < warehouse.settings.start_month and is_stale(job, state, month)
+        ]
+        for result in build_months(warehouse.pool, job, early, workers=warehouse.settings.workers):
+            if warehouse.landed is not None:
+                warehouse.landed(result)
+
+
+def _both(
+    first: Callable[[MonthResult], None], second: Callable[[MonthResult], None] | None
+) -> Callable[[MonthResult], None]:
+    def tell(result: MonthResult) -> None:
+        first(result)
+        if second is not None:
+            second(result)
+
+    return tell
+
+
+def _without(todo: Plan, given_up: set[tuple[str, date]], blocked: set[str]) -> Plan:
+    """The plan less what failed in this build, and less what stands behind a blocking check."""
+    behind = set(blocked)
+    tables = catalog()
+    for table in tables.specs:
+        if behind & set(tables.inputs(table)):
+            behind.add(table)
+
+    held = _held_up(todo, given_up)
+
+    def keep(months: Mapping[str, set[date]]) -> dict[str, set[date]]:
+        return {
+            table: {m for m in wanted if (table, m) not in given_up} - held.get(table, set())
+            for table, wanted in months.items()
+            if table not in behind
+        }
+
+    stale = keep(todo.stale)
+    # What may follow is nothing without something to follow.
+    return replace(todo, stale=stale, affected=keep(todo.affected) if any(stale.values()) else {})
+
+
+def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]]:
+    """Months that would be made from a hole: an input month that failed and was never published.
+
+    Without it sums would be too low and look right. A failed month that has an earlier version is
+    no hole: that version stands.
+    """
+    tables = catalog()
+    held: dict[str, set[date]] = {}
+    for table, month in given_up:
+        if month in todo.unpublished.get(table, ()):
+            held.setdefault(table, set()).add(month)
+    for table in tables.specs:
+        for name, reach in tables.inputs(table).items():
+            reached = reached_months(held.get(name, set()), reach, todo.affected.get(table, set()))
+            if reached:
+                held.setdefault(table, set()).update(reached)
+    return held
+
+
+def _runs(todo: Plan) -> Iterator[tuple[date, date, list[str]]]:
+    """Contiguous ranges of stale months, each with the tables that have something to do in it."""
+    roots = sorted(set().union(*todo.stale.values()))
+    ranges: list[list[date]] = []
+    for month in roots:
+        if ranges and next_month(ranges[-1][1]) == month:
+            ranges[-1][1] = month
+        else:
+            ranges.append([month, month])
+    for first, last in ranges:
+        tables = [
+            table
+            for table, months in todo.affected.items()
+            if any(first <= month <= last for month in months)
+        ]
+        yield first, last, tables
+
+
+def _run(
+    warehouse: Warehouse,
+    instance: dg.DagsterInstance,
+    first: date,
+    last: date,
+    tables: Sequence[str],
+    outcome: BuildOutcome,
+    blocked: set[str],
+) -> None:
+    """One Dagster run over the months `first` to `last` of `tables`."""
+    # Loading the definitions takes seconds; commands that build nothing do without them.
+    from metalayer.definitions import defs
+
+    with lent_to_runs(warehouse):
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            asset_selection=[asset_key(table) for table in tables],
+            instance=instance,
+            raise_on_error=False,
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: to_key(first),
+                ASSET_PARTITION_RANGE_END_TAG: to_key(last),
+            },
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    outcome.runs.append(result.run_id)
+    for evaluation in result.get_asset_check_evaluations():
+        if evaluation.passed:
+            continue
+        table = ".".join(evaluation.asset_key.path)
+        line = f"{table}: {evaluation.description or evaluation.check_name}"
+        if evaluation.severity is dg.AssetCheckSeverity.WARN:
+            outcome.warnings.append(line)
+        elif evaluation.check_name != _AUDIT_CHECK:
+            outcome.failed_checks.append(line)
+            blocked.add(table)
+    for event in result.all_events:
+        if event.is_step_failure:
+            _note_failure(event, outcome, blocked)
+
+
+def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[str]) -> None:
+    """Keep a step's error, unless the months or checks that failed tell of it already."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
+        # Dagster takes Ctrl-C (and SIGTERM) for a failure of the step; the user meant the build.
+        raise KeyboardInterrupt
+    if error is None or error.cls_name in (
+        "DagsterTypeCheckDidNotPass",
+        "DagsterAssetCheckFailedError",
+    ):
+        return
+    outcome.errors.append(f"{(event.step_key or '').replace('__', '.')}: {error.message.strip()}")
+    if event.step_key:
+        blocked.add(event.step_key.replace("__", ".", 1))

@@ -1,0 +1,72 @@
+"""What a run needs from outside: the settings, a running server, a pool of connections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from sqlalchemy import Engine
+
+from metalayer.catalog import catalog
+from metalayer.settings import Settings
+from metalayer.warehouse.build import MonthResult
+from metalayer.warehouse.ddl import prepare
+from metalayer.warehouse.pool import connect_pool, transaction
+from metalayer.warehouse.server import warehouse_server
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """An open warehouse whose tables are as the contracts declare them.
+
+    Attributes:
+        pool: Connections, as many as `settings.workers` and one more.
+        settings: The settings it was opened with.
+        landed: Told each month's result as it lands; a command shows its progress by it.
+    """
+
+    pool: Engine
+    settings: Settings
+    landed: Callable[[MonthResult], None] | None = None
+
+
+@contextlib.contextmanager
+def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehouse]:
+    """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
+    with warehouse_server(settings, progress) as server:
+        # One connection more than workers: checks and the ledger ask beside the builds.
+        pool = connect_pool(server.warehouse_url, settings.workers + 1)
+        try:
+            with transaction(pool) as connection:
+                prepare(connection, list(catalog().specs.values()))
+            yield Warehouse(pool, settings)
+        finally:
+            pool.dispose()
+
+
+@contextlib.contextmanager
+def lent_to_runs(warehouse: Warehouse) -> Iterator[None]:
+    """Let the runs that this process executes use `warehouse` instead of opening one each."""
+    token = _lent.set(warehouse)
+    try:
+        yield
+    finally:
+        _lent.reset(token)
+
+
+@dg.resource(description="The PostgreSQL that holds the tables, from METALAYER_* settings")
+def warehouse_resource(_context: dg.InitResourceContext) -> Iterator[Warehouse]:
+    """Opens the warehouse for a run, unless the process that executes it has lent its own."""
+    lent = _lent.get()
+    if lent is not None:
+        yield lent
+        return
+    with open_warehouse(Settings.load()) as warehouse:
+        yield warehouse
+
+
+_lent: ContextVar[Warehouse | None] = ContextVar("lent_warehouse", default=None)

@@ -1,0 +1,239 @@
+"""One Dagster asset for each table of the catalog, and one external asset for each landed source.
+
+Dependencies and their months come from the SELECT, everything shown from the contract. A step
+builds the months of its partition range that are out of date, side by side, reports each as it
+lands, and puts out a report whose type is the contract.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import cache
+from typing import Any
+
+import dagster as dg
+
+from metalayer.assets.checks import asset_key, check_specs, check_table
+from metalayer.assets.partitions import mapping, monthly, to_key, to_months
+from metalayer.assets.resources import Warehouse
+from metalayer.assets.types import BuildReport, table_type
+from metalayer.catalog import Catalog
+from metalayer.contracts.contract import TableSpec
+from metalayer.jobs import months_with_data, table_job
+from metalayer.lineage.columns import column_lineage
+from metalayer.lineage.select import Reach
+from metalayer.settings import PROJECT_ROOT
+from metalayer.warehouse.build import MonthResult, build_months
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.state import load_state
+
+#: A month is reported by itself when the step goes on for longer than this; Dagster reports all
+#: months of the range once the step has ended.
+REPORT_AFTER_SECONDS = 2.0
+
+
+class BuildConfig(dg.Config):
+    """What a run may set: `force` rebuilds months that are up to date as well."""
+
+    force: bool = False
+
+
+def landing_key(source: str) -> dg.AssetKey:
+    """The external asset that stands for the files of a source."""
+    return dg.AssetKey(["landing", *source.split("/")])
+
+
+def source_assets(tables: Catalog, start_month: date) -> list[dg.AssetSpec]:
+    """The landed exports, which come from outside."""
+    return [
+        dg.AssetSpec(
+            landing_key(name),
+            description=f"Files {spec.source.pattern} in the landing zone.",
+            group_name="landing",
+            kinds={"csv"},
+            owners=[spec.owner],
+            partitions_def=monthly(start_month),
+            metadata={"pattern": spec.source.pattern, "kind": spec.source.kind},
+        )
+        for name, spec in tables.sources.items()
+        if spec.source is not None
+    ]
+
+
+def table_asset(spec: TableSpec, tables: Catalog, start_month: date) -> dg.AssetsDefinition:
+    """The asset that builds the months of one table."""
+    contract_type = table_type(spec)
+    lineage = cache(lambda: _lineage(spec, tables))
+
+    @dg.asset(
+        key=asset_key(spec.full_name),
+        deps=_deps(spec, tables, start_month),
+        partitions_def=monthly(start_month),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        code_version=tables.code_versions[spec.full_name],
+        description=_description(spec, tables),
+        group_name=spec.layer,
+        owners=[spec.owner],
+        kinds={"postgres", "sql"} if spec.full_name in tables.selects else {"postgres", "csv"},
+        metadata=_metadata(spec, contract_type),
+        check_specs=check_specs(spec),
+        dagster_type=contract_type,
+        required_resource_keys={"warehouse"},
+        op_tags={"metalayer/table": spec.full_name},
+    )
+    def build(context: dg.AssetExecutionContext, config: BuildConfig) -> Iterator[Any]:
+        yield from _build(context, spec, tables, lineage, force=config.force)
+
+    return build
+
+
+def _build(
+    context: dg.AssetExecutionContext,
+    spec: TableSpec,
+    tables: Catalog,
+    lineage: Callable[[], dg.TableColumnLineage | None],
+    *,
+    force: bool,
+) -> Iterator[Any]:
+    warehouse: Warehouse = context.resources.warehouse
+    results: list[MonthResult] = []
+    unreported: list[MonthResult] = []
+    reported = time.monotonic()
+    try:
+        for result in build_months(
+            warehouse.pool,
+            table_job(spec.full_name, warehouse.settings),
+            _months_to_build(context, spec, warehouse),
+            workers=warehouse.settings.workers,
+            run_id=context.run.run_id,
+            force=force,
+        ):
+            results.append(result)
+            if warehouse.landed is not None:
+                warehouse.landed(result)
+            if result.outcome != "failed":
+                unreported.append(result)
+            if time.monotonic() - reported > REPORT_AFTER_SECONDS:
+                yield from (_materialization(r) for r in unreported)
+                unreported, reported = [], time.monotonic()
+    except Exception:
+        # The step breaks off; what has landed is materialized all the same.
+        yield from (_materialization(r) for r in unreported)
+        raise
+    report = BuildReport(spec.full_name, tuple(sorted(results, key=lambda r: r.month)))
+    # A log line is an event of its own in Dagster's storage: one for the step, not one a month.
+    context.log.info("\n".join(_line(result) for result in report.months))
+    if report.failed:
+        # The step is about to fail; what has landed is materialized all the same.
+        yield from (_materialization(r) for r in unreported)
+    for result in report.months:
+        context.add_asset_metadata(
+            _month_metadata(result), asset_key=context.asset_key, partition_key=to_key(result.month)
+        )
+    yield from check_table(warehouse, spec, tables, report)
+    yield dg.Output(report, metadata=_step_metadata(report, lineage()))
+
+
+def _months_to_build(
+    context: dg.AssetExecutionContext, spec: TableSpec, warehouse: Warehouse
+) -> list[date]:
+    """The months of the run's range that there is anything for: a range may span long gaps."""
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        there = months_with_data(spec.full_name, load_state(cursor))
+    return [month for month in to_months(context.partition_keys) if month in there]
+
+
+def _deps(spec: TableSpec, tables: Catalog, start_month: date) -> list[dg.AssetDep]:
+    if spec.layer == "bronze" and spec.source is not None:
+        months = mapping(Reach.SAME, start_month)
+        return [dg.AssetDep(landing_key(spec.source.name), partition_mapping=months)]
+    return [
+        dg.AssetDep(asset_key(name), partition_mapping=mapping(reach, start_month))
+        for name, reach in tables.upstream(spec.full_name).items()
+    ]
+
+
+def _description(spec: TableSpec, tables: Catalog) -> str:
+    if spec.full_name not in tables.selects:
+        return spec.description
+    return f"{spec.description}\n\n```sql\n{tables.selects[spec.full_name].text.strip()}\n```"
+
+
+def _metadata(spec: TableSpec, contract_type: dg.DagsterType) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "dagster/column_schema": contract_type.metadata["schema"],
+        "dagster/table_name": spec.full_name,
+        "grain": ", ".join(spec.key),
+        "month_column": spec.month_column,
+        "fresh_within_days": spec.fresh_within.days,
+        "max_reject_rate": spec.max_reject_rate,
+    }
+    if spec.path is not None:
+        facts["contract"] = f"metalayer/contracts/{spec.path.parent.name}/{spec.path.name}"
+    if (PROJECT_ROOT / "sql" / spec.layer / f"{spec.name}.sql").is_file():
+        facts["select"] = f"sql/{spec.layer}/{spec.name}.sql"
+    return facts
+
+
+def _step_metadata(report: BuildReport, lineage: dg.TableColumnLineage | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "dagster/row_count": sum(r.rows + r.rows_superseded for r in report.months),
+        "rows_quarantined": sum(r.rows_quarantined for r in report.months),
+        "months_published": sum(r.outcome == "published" for r in report.months),
+        "months_unchanged": sum(r.outcome in ("confirmed", "current") for r in report.months),
+    }
+    if lineage is not None:
+        facts["dagster/column_lineage"] = lineage
+    return facts
+
+
+def _lineage(spec: TableSpec, tables: Catalog) -> dg.TableColumnLineage | None:
+    if spec.full_name in tables.selects:
+        columns = column_lineage(tables.selects[spec.full_name], tables.specs)
+        return dg.TableColumnLineage(
+            {
+                column: [
+                    dg.TableColumnDep(asset_key=asset_key(o.table), column_name=o.column)
+                    for o in origins
+                ]
+                for column, origins in columns.items()
+                if origins
+            }
+        )
+    if spec.source is None:
+        return None
+    landed = {c.name for c in tables.sources[spec.source.name].landed}
+    key = landing_key(spec.source.name)
+    return dg.TableColumnLineage(
+        {c: [dg.TableColumnDep(asset_key=key, column_name=c)] for c in sorted(landed)}
+    )
+
+
+def _month_metadata(result: MonthResult) -> dict[str, Any]:
+    return {
+        "dagster/partition_row_count": result.rows + result.rows_superseded,
+        "outcome": result.outcome,
+        "rows_read": result.rows_read,
+        "rows_published": result.rows,
+        "rows_quarantined": result.rows_quarantined,
+        "rows_superseded": result.rows_superseded,
+        "data_version": result.data_version,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _materialization(result: MonthResult) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset_key=asset_key(result.table),
+        partition=to_key(result.month),
+        metadata=_month_metadata(result),
+        tags={"dagster/data_version": result.data_version},
+    )
+
+
+def _line(result: MonthResult) -> str:
+    line = (
+        f"{result.table} {to_key(result.month)} {result.outcome}: {result.rows:,} rows, "
+        f"{result.rows_quarantined:,} quarantined, {result.rows_superseded:,} superseded"
+    )
+    return f"{line}. {result.problem}" if result.problem else line
