@@ -1,0 +1,221 @@
+"""The `metalayer` command: which commands there are, and what becomes of their errors.
+
+    ask.py        status, ledger, rejects, query: read the warehouse, in well under a second
+    build.py      land, build
+    demo.py       demo
+    tools.py      generate, doctor
+    selection.py  `gold.agg_*`, `+gold.fact_sales`: words to tables
+    formats.py    values as JSON and CSV
+
+A command turns arguments into calls and results into `metalayer.console`; the work is done
+elsewhere. What takes long to import (contracts, Dagster) is imported where a command needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from metalayer.cli import ask, build, demo, tools
+from metalayer.console import PROG, print_error
+from metalayer.errors import MetaLayerError
+
+#: Command, its line in the list of commands, examples.
+_COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
+    (demo.demo, "Build everything from the sample, and show it.", ["demo"]),
+    (
+        build.land,
+        "Copy exports into the landing zone.",
+        ["land exports/orders_2025-07.csv", "land export.csv --source erp/orders"],
+    ),
+    (
+        build.build,
+        "Take in what has landed, build what is out of date.",
+        [
+            "build",
+            "build gold --months 2025-01..2025-03",
+            "build +gold.fact_sales 'gold.agg_*'",
+        ],
+    ),
+    (
+        ask.status,
+        "Each table: months, rows, last published, fresh or not.",
+        ["status", "status --json"],
+    ),
+    (ask.ledger, "Each landed file, and what became of it.", ["ledger", "ledger --json"]),
+    (
+        ask.rejects,
+        "The rows that break a contract, and why.",
+        ["rejects", "rejects silver.orders --limit 10"],
+    ),
+    (
+        ask.query,
+        "Ask the warehouse in SQL.",
+        [
+            'query "select month, revenue from gold.agg_monthly_sales"',
+            'query "select * from gold.fact_sales" --format csv > sales.csv',
+        ],
+    ),
+    (
+        tools.generate,
+        "Write made-up exports of any size.",
+        ["generate --rows 100000 --months 24 --dirt 0.02 --seed 7 --out exports"],
+    ),
+    (
+        tools.doctor,
+        "Check machine and settings; say how to mend them.",
+        ["doctor", "doctor --json"],
+    ),
+)
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="metalayer",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=_epilog(["demo", "COMMAND --help"]),
+    )
+    app.callback()(_root)
+    for command, line, examples in _COMMANDS:
+        app.command(short_help=line, epilog=_epilog(examples))(command)
+    return app
+
+
+def _epilog(examples: Sequence[str]) -> str:
+    title = "[bold]Example[/bold]" if len(examples) == 1 else "[bold]Examples[/bold]"
+    # An empty line between paragraphs is what keeps typer from joining them.
+    return "\n\n".join([title, *(f"  [cyan]{PROG} {example}[/cyan]" for example in examples)])
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"metalayer {tools.version()}\n")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Trusted customer and sales tables in PostgreSQL, from landed CSV exports."""
+
+
+app = _app()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: what was typed after the program's name; None: `sys.argv`.
+
+    Returns:
+        The exit code: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted.
+    """
+    _quieten()
+    code = 0
+    try:
+        code = app(
+            None if arguments is None else list(arguments), prog_name=PROG, standalone_mode=False
+        )
+    except MetaLayerError as error:
+        print_error(error.message, error.next_step)
+        code = error.exit_code
+    except TyperException as error:
+        code = _wrong_usage(error)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        # Dagster has an exception of its own for Ctrl-C.
+        code = 130 if "Interrupted" in type(error).__name__ else _defect(error)
+    finally:
+        _flush()
+    return code or 0
+
+
+def _quieten() -> None:
+    """Keep what libraries say to developers off the user's terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if os.environ.get("METALAYER_DEBUG"):
+        return
+    warnings.simplefilter("ignore")
+    logging.basicConfig(handlers=[logging.NullHandler()])
+
+
+def _wrong_usage(error: TyperException) -> int:
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # Typer has put the help into the message.
+        sys.stderr.write(error.format_message() + "\n")
+        return error.exit_code
+    command = context.command_path if context is not None else PROG
+    message = error.format_message().strip()
+    print_error(message.removesuffix("."), f"`{command} --help` shows how it is called.")
+    return error.exit_code
+
+
+def _defect(error: Exception) -> int:
+    """An error that nobody foresaw: one line for the user, the traceback into a file."""
+    if os.environ.get("METALAYER_DEBUG"):
+        traceback.print_exception(error)
+        return 1
+    text = "".join(traceback.format_exception(error))
+    name = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{os.getpid()}.txt"
+    written = next(
+        (path for folder in _error_folders() if (path := _write(folder, name, text))), ""
+    )
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    print_error(
+        f"{type(error).__name__}: {first}",
+        f"This is a defect of MetaLayer; please report it with {written}."
+        if written
+        else "This is a defect of MetaLayer; METALAYER_DEBUG=1 shows where.",
+    )
+    return 1
+
+
+def _error_folders() -> list[Path]:
+    folders = [Path(tempfile.gettempdir())]
+    with contextlib.suppress(Exception):
+        from metalayer.settings import Settings
+
+        folders.insert(0, Settings.load().home / "errors")
+    return folders
+
+
+def _write(folder: Path, name: str, text: str) -> Path | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        return None
+    return path
+
+
+def _flush() -> None:
+    """Write out what is left; a reader that has gone (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

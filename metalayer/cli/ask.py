@@ -1,0 +1,308 @@
+"""Commands that only read: status, ledger, rejects, query.
+
+They start in a fraction of a second: neither contracts nor Dagster are imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from metalayer.console import (
+    Column,
+    ago,
+    months_shown,
+    print_table,
+    say,
+    say_next,
+    shown,
+    stdout,
+    working,
+)
+
+if TYPE_CHECKING:
+    from metalayer.inspection import Answer, LedgerEntry, Reject, TableStatus
+    from metalayer.settings import Settings
+
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_SHOWN_ROWS = 100
+_STATUS_STYLES = {"loaded": "green", "duplicate": "dim", "superseded": "dim", "rejected": "red"}
+
+
+def status(as_json: _AsJson = False) -> None:
+    """Show each table: its months and rows, when it was last published, and whether it is fresh.
+
+    For each table, rows read = rows + quarantined + superseded.
+    """
+    from metalayer import inspection
+
+    with _warehouse() as (settings, connection):
+        tables = inspection.table_status(connection) if connection else []
+    if as_json:
+        _write_json(tables)
+    elif not tables:
+        _say_nothing_yet(settings)
+    else:
+        _print_status(tables)
+
+
+def ledger(as_json: _AsJson = False) -> None:
+    """Show each landed file: what became of it, and of its rows.
+
+    For each file, rows read = loaded + rejected + superseded.
+    """
+    from metalayer import inspection
+
+    with _warehouse() as (settings, connection):
+        entries = inspection.ledger(connection) if connection else []
+    if as_json:
+        _write_json(entries)
+    elif not entries:
+        _say_nothing_yet(settings)
+    else:
+        _print_ledger(entries)
+
+
+def rejects(
+    table: Annotated[
+        str | None, typer.Argument(help="A table or a layer; all tables if left out.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Show at most so many rows (50, with --json all)."),
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Show the rows that break a contract: which rule, which value, which line of which file."""
+    from metalayer import inspection
+
+    with _warehouse() as (settings, connection):
+        if connection is None:
+            if as_json:
+                _write_json([])
+            else:
+                _say_nothing_yet(settings)
+            return
+        with inspection.rejects(connection, table) as (count, rows):
+            if as_json:
+                _write_json(itertools.islice(rows, limit))
+            elif not count:
+                say(f"No quarantined rows{f' of {table}' if table else ''}.")
+            else:
+                _print_rejects(count, itertools.islice(rows, limit or 50))
+
+
+class Format(StrEnum):
+    """How `query` prints its rows."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT; it can only read.")],
+    output: Annotated[
+        Format,
+        typer.Option("--format", help=f"A table shows the first {_SHOWN_ROWS} rows."),
+    ] = Format.table,
+) -> None:
+    """Ask the warehouse in SQL. JSON and CSV are streamed, however many rows there are."""
+    from metalayer import inspection
+    from metalayer.cli.formats import csv_line, json_lines
+    from metalayer.errors import UsageError, WarehouseError
+
+    if not sql.strip():
+        raise UsageError("The query is empty", 'Write one, as in: `metalayer query "select 1"`')
+    with _warehouse() as (settings, connection):
+        if connection is None:
+            raise WarehouseError(
+                f"Nothing has been built yet at {_place(settings)}",
+                "Start with `metalayer demo`, or `metalayer land` and `metalayer build`.",
+            )
+        with inspection.ask(connection, sql) as answer:
+            match output:
+                case Format.json:
+                    objects = (dict(zip(answer.columns, row, strict=True)) for row in answer.rows)
+                    sys.stdout.writelines(json_lines(objects))
+                case Format.csv:
+                    sys.stdout.write(csv_line(answer.columns))
+                    sys.stdout.writelines(map(csv_line, answer.rows))
+                case Format.table:
+                    _print_answer(answer)
+
+
+@contextlib.contextmanager
+def _warehouse() -> Iterator[tuple[Settings, Any]]:
+    """The settings, and a connection for reading; None where there is no warehouse yet."""
+    from metalayer.inspection import reading
+    from metalayer.settings import Settings
+
+    settings = Settings.load()
+    with contextlib.ExitStack() as stack:
+        with working("Starting PostgreSQL") as tell:
+            connection = stack.enter_context(reading(settings, tell))
+        yield settings, connection
+
+
+def _say_nothing_yet(settings: Settings) -> None:
+    say(f"Nothing has been built yet at {_place(settings)}.")
+    say_next(
+        ("demo", "builds the sample that comes with MetaLayer"),
+        ("land FILE...", "takes in exports of your own"),
+    )
+
+
+def _place(settings: Settings) -> str:
+    from metalayer.inspection import libpq_url
+
+    if settings.database_url is None:
+        return str(settings.home)
+    return libpq_url(settings.database_shown)
+
+
+def _write_json(values: Iterable[Any]) -> None:
+    from metalayer.cli.formats import json_lines
+
+    sys.stdout.writelines(json_lines(values))
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def _print_status(tables: list[TableStatus]) -> None:
+    rows: list[Any] = []
+    for layer, members in itertools.groupby(tables, key=lambda t: t.layer):
+        rows.append(layer)
+        for t in members:
+            months = [m for m in (t.first_month, t.last_month) if m]
+            mark = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("", "dim")}[t.fresh]
+            rows.append(
+                (
+                    Text(t.table.removeprefix(f"{layer}.")),
+                    t.months,
+                    months_shown(months),
+                    t.rows_read,
+                    t.rows,
+                    t.quarantined,
+                    t.superseded,
+                    Text(mark[0] + ago(t.last_published), style=mark[1], no_wrap=True),
+                )
+            )
+    print_table(
+        [
+            Column("table"),
+            Column("months", is_number=True),
+            Column("from..to", is_extra=True),
+            Column("rows\nread", is_number=True),
+            Column("rows", is_number=True),
+            Column("quaran-\ntined", is_number=True),
+            Column("super-\nseded", is_number=True),
+            Column("last\npublished"),
+        ],
+        rows,
+    )
+    stale = [t.table for t in tables if t.fresh is False]
+    if stale:
+        say(f"✗ {len(stale)} tables are older than their contract allows (fresh_within).", "dim")
+
+
+def _print_ledger(entries: list[LedgerEntry]) -> None:
+    print_table(
+        [
+            Column("file"),
+            Column("source", is_extra=True),
+            Column("sha256", is_extra=True),
+            Column("status"),
+            Column("read", is_number=True),
+            Column("loaded", is_number=True),
+            Column("re-\njected", is_number=True),
+            Column("super-\nseded", is_number=True),
+            Column("months", is_extra=True),
+        ],
+        [
+            (
+                e.file,
+                e.source,
+                e.sha256[:8],
+                Text(e.status, style=_STATUS_STYLES.get(e.status, ""), no_wrap=True),
+                e.rows_read,
+                e.rows_loaded,
+                e.rows_rejected,
+                e.rows_superseded,
+                months_shown(e.months),
+            )
+            for e in entries
+        ],
+    )
+    refused = [e for e in entries if e.status == "rejected"]
+    if refused:
+        console = stdout()
+        console.print(Text("\nRejected files", style="bold"))
+        for e in refused:
+            console.print(Text.assemble(shown(e.file), ": ", (shown(e.reason or ""), "dim")))
+
+
+def _print_rejects(count: int, rows: Iterator[Reject]) -> None:
+    console = stdout()
+    printed = 0
+    for table, members in itertools.groupby(rows, key=lambda r: r.table):
+        console.print(Text(table, style="bold cyan"))
+        for r in members:
+            printed += 1
+            place = f"{shown(r.file or 'no file')}:{r.line if r.line is not None else '?'}"
+            line = Text.assemble("  ", place, "  ", (r.month or "no month", "dim"), "  ")
+            line.append(f"{r.column or 'row'} {r.rule}", style="yellow")
+            if r.value is not None:
+                line.append(f"  {shown(repr(r.value[:60]))}", style="bold")
+            console.print(line, soft_wrap=not console.is_terminal)
+            raw = Text("    " + shown((r.raw or "")[: console.width]), style="dim")
+            raw.truncate(console.width, overflow="ellipsis")
+            console.print(raw, soft_wrap=True)
+    if printed < count:
+        console.print(f"… and {count - printed:,} more", style="bold")
+
+
+def _print_answer(answer: Answer) -> None:
+    from metalayer.cli.formats import plain
+
+    rows = [
+        [None if value is None else plain(value) for value in row]
+        for row in itertools.islice(answer.rows, _SHOWN_ROWS)
+    ]
+    is_cut = next(answer.rows, None) is not None
+    widths = [
+        min(40, max(len(name), *(len(shown(row[n] or "")) for row in rows), 1))
+        for n, name in enumerate(answer.columns)
+    ]
+    if sum(widths) + 3 * len(widths) <= stdout().width:
+        columns = [
+            Column(shown(name), is_number)
+            for name, is_number in zip(answer.columns, answer.numeric, strict=True)
+        ]
+        print_table(columns, rows)
+    else:
+        _print_records(answer.columns, rows)
+    if is_cut:
+        say(f"… the first {_SHOWN_ROWS} rows; --format csv or json gives all.")
+    elif len(rows) != 1:
+        say(f"{len(rows)} rows", "dim")
+
+
+def _print_records(columns: list[str], rows: list[list[str | None]]) -> None:
+    """Rows that are too wide for the terminal: a line for each value."""
+    console = stdout()
+    width = max(len(shown(name)) for name in columns)
+    for number, row in enumerate(rows, 1):
+        console.print(Text(f"— row {number}", style="bold cyan"))
+        for name, value in zip(columns, row, strict=True):
+            line = Text.assemble((shown(name).ljust(width + 2), "dim"), shown(value or ""))
+            line.truncate(console.width, overflow="ellipsis")
+            console.print(line)

@@ -1,0 +1,250 @@
+"""Whether this machine and these settings can run MetaLayer, and how to mend what is wrong.
+
+Each check answers for itself, so that one broken thing does not hide the next; settings that are
+refused are replaced by their defaults for the checks after them. Printing is the command's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg2
+
+from metalayer.errors import ConfigurationError, MetaLayerError
+from metalayer.inspection import libpq_url
+from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
+from metalayer.warehouse.server import warehouse_server
+
+_OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 14)
+_GB = 1024**3
+# A new embedded server takes 0.1 GB, its write-ahead log up to 8 GB under load.
+_LEAST_DISK = 1 * _GB
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `fix` says how to mend it, and is empty where it is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+@dataclass
+class Diagnosis:
+    """All checks, and the database as a URL for psql or psycopg2, without a password.
+
+    The embedded server answers at that URL while any command runs. None: settings name none.
+    """
+
+    checks: list[Check] = field(default_factory=list)
+    database_url: str | None = None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether no check found anything wrong."""
+        return all(check.ok for check in self.checks)
+
+
+def examine(progress: Callable[[str], None] | None = None) -> Diagnosis:
+    """Look at everything. Starts the embedded PostgreSQL, making its folder if it is new."""
+    found = Diagnosis()
+    found.checks += [_python(), _dependencies()]
+    settings, refused = _settings()
+    found.checks += _settings_checks(settings, refused)
+    if "home" not in refused:
+        found.checks += [_folder("home", settings.home), _disk(settings.home)]
+    if "landing" not in refused and ("home" not in refused or os.environ.get("METALAYER_LANDING")):
+        found.checks.append(_folder("landing zone", settings.landing))
+    needs = "database_url" if "database_url" in refused or settings.database_url else "home"
+    if needs in refused:
+        variable = ENV_PREFIX + needs.upper()
+        found.checks.append(
+            Check("postgresql", False, f"not tried: {variable} is refused", f"Mend {variable}.")
+        )
+    else:
+        check, found.database_url = _postgresql(settings, progress)
+        found.checks.append(check)
+    return found
+
+
+def _python() -> Check:
+    fits = _OLDEST_PYTHON <= sys.version_info[:2] <= _NEWEST_PYTHON
+    wanted = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST_PYTHON, _NEWEST_PYTHON))
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check("python", fits, detail, "" if fits else f"Run it with Python {wanted}.")
+
+
+def _dependencies() -> Check:
+    """Whether what is installed is what the lock file says."""
+    lock = PROJECT_ROOT / "requirements.lock"
+    if not lock.is_file():
+        return Check("dependencies", True, "installed as a package; no lock file to compare with")
+    locked = dict(_locked(lock.read_text(encoding="utf-8")))
+    wrong = []
+    needed = _needed()
+    for name in sorted(needed):
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        if installed != locked.get(name, installed):
+            wrong.append(f"{name} {installed} (locked: {locked[name]})")
+    if not wrong:
+        return Check("dependencies", True, f"{len(needed)} packages as locked")
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return Check(
+        "dependencies",
+        False,
+        ", ".join(wrong[:3]) + more,
+        "Run it through `./run`, which installs what requirements.lock says, "
+        "or `pip install -r requirements.lock`.",
+    )
+
+
+def _needed() -> set[str]:
+    """Names of the packages that a running MetaLayer needs, directly or through another."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    ahead = [Requirement(line) for line in project["project"]["dependencies"]]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while ahead:
+        wanted = ahead.pop()
+        key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            for line in importlib.metadata.requires(wanted.name) or ():
+                requirement = Requirement(line)
+                applies = requirement.marker is None or any(
+                    requirement.marker.evaluate({"extra": extra}) for extra in {"", *wanted.extras}
+                )
+                if applies:
+                    ahead.append(requirement)
+    return {name for name, _ in seen}
+
+
+def _locked(text: str) -> Iterator[tuple[str, str]]:
+    """Names and versions of a lock file that apply to this Python and system."""
+    from packaging.markers import Marker
+
+    for match in re.finditer(r"(?m)^([\w.-]+)==([^\s;\\]+)[ \t]*(?:;([^\\\n]*))?", text):
+        name, version, marker = match.groups()
+        if not marker or Marker(marker.strip()).evaluate():
+            yield name, version
+
+
+def _settings() -> tuple[Settings, dict[str, ConfigurationError]]:
+    """The settings, with defaults for those that are refused; and these with their errors."""
+    try:
+        refused = Settings.problems()
+    except ConfigurationError as error:
+        return Settings(_env_file=None), {".env": error}
+    defaults = Settings.model_construct()
+    with_defaults = {name: getattr(defaults, name) for name in refused if name != "landing"}
+    if "landing" in refused:
+        with_defaults["landing"] = Path(".metalayer") / "landing"
+    return Settings(**with_defaults), refused
+
+
+def _settings_checks(settings: Settings, refused: dict[str, ConfigurationError]) -> list[Check]:
+    """One for each variable."""
+    checks = []
+    values = {
+        "home": str(settings.home),
+        "database_url": libpq_url(settings.database_shown),
+        "landing": str(settings.landing),
+        "start_month": f"{settings.start_month:%Y-%m}",
+        "workers": str(settings.workers),
+    }
+    for name, value in values.items():
+        variable = ENV_PREFIX + name.upper()
+        if name in refused:
+            error = refused[name]
+            checks.append(Check(variable, False, error.message, error.next_step))
+        else:
+            is_set = bool(os.environ.get(variable)) or name in settings.model_fields_set
+            # `landing` is always filled in, following the home.
+            is_default = not is_set or (
+                name == "landing" and settings.landing == settings.home / "landing"
+            )
+            checks.append(Check(variable, True, f"{value}{' (default)' if is_default else ''}"))
+    if ".env" in refused:
+        checks.append(Check(".env", False, refused[".env"].message, refused[".env"].next_step))
+    return checks
+
+
+def _folder(what: str, folder: Path) -> Check:
+    """A folder that exists and can be written to, or can be made."""
+    nearest = _nearest(folder)
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        detail = str(folder) if nearest == folder else f"{folder} (made when it is needed)"
+        return Check(what, True, detail)
+    variable = "METALAYER_HOME" if what == "home" else "METALAYER_LANDING"
+    return Check(
+        what,
+        False,
+        f"{folder} cannot be written to: {nearest} is not yours to change",
+        f"Set {variable} to a folder you can write to, or change the permissions of {nearest}.",
+    )
+
+
+def _disk(home: Path) -> Check:
+    usage = shutil.disk_usage(_nearest(home))
+    detail = f"{usage.free / _GB:,.1f} GB free of {usage.total / _GB:,.1f} GB"
+    if usage.free >= _LEAST_DISK:
+        return Check("disk", True, detail)
+    return Check(
+        "disk", False, detail, f"Free {_LEAST_DISK // _GB} GB, or set METALAYER_HOME elsewhere."
+    )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _postgresql(
+    settings: Settings, progress: Callable[[str], None] | None
+) -> tuple[Check, str | None]:
+    """Whether the server answers, and its URL."""
+    try:
+        with warehouse_server(settings, progress) as server:
+            url = libpq_url(server.warehouse_url)
+            with contextlib.closing(psycopg2.connect(url, connect_timeout=10)) as connection:
+                version = connection.info.parameter_status("server_version")
+            detail = f"PostgreSQL {version}, {libpq_url(settings.database_shown)}"
+            return Check("postgresql", True, detail), _passwordless(url)
+    except MetaLayerError as error:
+        return Check("postgresql", False, error.message, error.next_step), None
+    except psycopg2.Error as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return (
+            Check("postgresql", False, lines[0], "Look into the server's log."),
+            None,
+        )
+
+
+def _passwordless(url: str) -> str:
+    parts = urlsplit(url)
+    login, at, place = parts.netloc.rpartition("@")
+    query = "&".join(
+        each for each in parts.query.split("&") if not re.match(r"(?i)(ssl)?password=", each)
+    )
+    return urlunsplit(parts._replace(netloc=login.partition(":")[0] + at + place, query=query))

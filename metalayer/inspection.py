@@ -1,0 +1,371 @@
+"""Read-only questions to the warehouse: status, ledger, rejects, and whatever a user asks in SQL.
+
+Everything is answered by PostgreSQL alone, so a command that only asks does without the contracts,
+Dagster and the data frames, whose import takes seconds. Printing the answers belongs to the
+commands; nothing here writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+from psycopg2 import errorcodes
+
+from metalayer.errors import UsageError, WarehouseError
+from metalayer.settings import Settings, without_password
+from metalayer.warehouse.server import warehouse_server
+
+# As in `warehouse.pool`, which is not imported because SQLAlchemy takes longer than the question.
+_SESSION = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set client_encoding = 'UTF8'"
+_FETCHED_AT_ONCE = 5000
+_SHORT_ZONE = re.compile(r"([+-]\d\d)$")
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table, over all its published months.
+
+    `rows_read` = `rows` + `quarantined` + `superseded`; in bronze the records that could not be
+    read count as read and quarantined.
+
+    Attributes:
+        months: how many; `first_month` and `last_month` as "2025-01".
+        fresh: whether the newest publish is younger than the contract asks; None if never built.
+    """
+
+    layer: str
+    table: str
+    months: int
+    first_month: str | None
+    last_month: str | None
+    rows_read: int
+    rows: int
+    quarantined: int
+    superseded: int
+    last_published: datetime | None
+    fresh: bool | None
+    fresh_within_days: float
+    owner: str
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One delivery; `rows_read` = `rows_loaded` + `rows_rejected` + `rows_superseded`."""
+
+    file: str
+    source: str
+    sha256: str
+    status: str
+    rows_read: int
+    rows_loaded: int
+    rows_rejected: int
+    rows_superseded: int
+    months: list[str]
+    delivery_id: int
+    reason: str | None
+    extra_columns: list[str]
+    missing_columns: list[str]
+    registered_at: datetime
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One quarantined row, with the first rule it breaks; `violations` are all of them."""
+
+    table: str
+    month: str | None
+    file: str | None
+    line: int | None
+    column: str | None
+    rule: str
+    value: str | None
+    raw: str | None
+    violations: list[dict[str, Any]]
+
+
+@contextlib.contextmanager
+def reading(settings: Settings, progress: Callable[[str], None] | None = None) -> Iterator[Any]:
+    """A connection that can only read, or None where no warehouse has been made yet.
+
+    An embedded server is started, or joined, only where there is one. The whole block sees one
+    state of the warehouse.
+
+    Raises:
+        WarehouseError: when the server cannot be started or reached.
+    """
+    with contextlib.ExitStack() as stack:
+        if settings.database_url is not None:
+            url = settings.database_url.get_secret_value()
+        elif (settings.pgdata / "PG_VERSION").exists():
+            url = stack.enter_context(warehouse_server(settings, progress)).warehouse_url
+        else:
+            yield None
+            return
+        connection = stack.enter_context(contextlib.closing(_connect(url)))
+        with connection.cursor() as cursor:
+            cursor.execute("select to_regclass('meta.tables') is not null")
+            (is_installed,) = cursor.fetchone()
+        yield connection if is_installed else None
+
+
+def _connect(url: str) -> Any:
+    try:
+        connection = psycopg2.connect(
+            libpq_url(url), application_name="metalayer", connect_timeout=10
+        )
+    except psycopg2.Error as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WarehouseError(
+            f"PostgreSQL at {without_password(libpq_url(url))} cannot be reached: {lines[0]}",
+            "`metalayer doctor` shows which server is used and whether it answers.",
+        ) from None
+    with connection.cursor() as cursor:
+        cursor.execute(_SESSION)
+    connection.commit()
+    # One transaction for all that follows: a build that publishes meanwhile changes no answer.
+    connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+    return connection
+
+
+def libpq_url(url: str) -> str:
+    """A SQLAlchemy URL as psql and psycopg2 take it."""
+    return re.sub(r"^postgresql\+\w+:", "postgresql:", url)
+
+
+def table_status(connection: Any) -> list[TableStatus]:
+    """Every table there is, bronze first, upstream before downstream; zeros where never built."""
+    return _all(
+        connection,
+        TableStatus,
+        """
+        with filed as (
+            select table_name, count(*) as rows from meta.quarantine group by table_name
+        ),
+        published as (
+            select table_name, count(*) as months, min(month) as first, max(month) as last,
+                sum(rows_read) as rows_read, sum(rows) as rows, max(published_at) as published_at,
+                sum(rows_quarantined) as quarantined, sum(rows_superseded) as superseded
+            from meta.versions
+            where is_current
+            group by table_name
+        )
+        select
+            t.layer,
+            t.table_name,
+            coalesce(p.months, 0),
+            to_char(p.first, 'YYYY-MM'),
+            to_char(p.last, 'YYYY-MM'),
+            -- Records that landing could not read never were rows of a bronze month.
+            (coalesce(p.rows_read, 0) + coalesce(f.rows - coalesce(p.quarantined, 0), 0))::bigint,
+            coalesce(p.rows, 0)::bigint,
+            coalesce(f.rows, p.quarantined, 0)::bigint,
+            coalesce(p.superseded, 0)::bigint,
+            p.published_at,
+            p.published_at >= now() - t.fresh_within,
+            round(extract(epoch from t.fresh_within) / 86400, 2)::float8,
+            t.owner
+        from meta.tables as t
+        left join published as p using (table_name)
+        left join filed as f on f.table_name = t.table_name and t.layer = 'bronze'
+        order by array_position(array['bronze', 'silver', 'gold'], t.layer), t.position
+        """,
+    )
+
+
+def ledger(connection: Any) -> list[LedgerEntry]:
+    """Every delivery, oldest first."""
+    return _all(
+        connection,
+        LedgerEntry,
+        """
+        select file, source, sha256, status, rows_read, rows_loaded, rows_rejected,
+            rows_superseded, months, delivery_id, reason, extra_columns, missing_columns,
+            registered_at
+        from meta.ledger
+        order by delivery_id
+        """,
+    )
+
+
+@contextlib.contextmanager
+def rejects(connection: Any, of: str | None = None) -> Iterator[tuple[int, Iterator[Reject]]]:
+    """The quarantined rows of a table, a layer, or all: how many, and the rows one by one.
+
+    Args:
+        of: "silver.orders" or "silver"; None: all.
+
+    Raises:
+        UsageError: for an unknown table, listing the tables.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("select table_name, layer from meta.tables order by position")
+        tables = cursor.fetchall()
+        chosen = [name for name, layer in tables if of in (None, name, layer)]
+        if not chosen:
+            names = ", ".join(name for name, _ in tables)
+            raise UsageError(f"There is no table or layer '{of}'", f"Tables are {names}.")
+        cursor.execute("select count(*) from meta.quarantine where table_name = any(%s)", (chosen,))
+        (count,) = cursor.fetchone()
+    with connection.cursor(name="rejects") as cursor:
+        cursor.itersize = _FETCHED_AT_ONCE
+        cursor.execute(
+            """
+            select q.table_name, to_char(q.month, 'YYYY-MM'), d.file, q.line, q.column_name,
+                q.rule, q.value, q.raw, q.violations
+            from meta.quarantine as q
+            join meta.tables as t using (table_name)
+            left join meta.deliveries as d using (delivery_id)
+            where q.table_name = any(%s)
+            order by t.position, q.month nulls first, q.delivery_id, q.line
+            """,
+            (chosen,),
+        )
+        yield count, (Reject(*row) for row in cursor)
+
+
+def _all(connection: Any, kind: Callable[..., Any], query: str) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return [kind(*row) for row in cursor]
+
+
+# --- a user's own SQL --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a query.
+
+    Attributes:
+        columns: names, made unique by a number where the query repeats one.
+        numeric: whether each column holds numbers.
+        rows: one by one, as they come from the server. Numbers are exact (`int`, `Decimal`, or
+            `float` for floating point), dates and times ISO text, JSON what it says, arrays lists.
+    """
+
+    columns: list[str]
+    numeric: list[bool]
+    rows: Iterator[tuple[Any, ...]]
+
+
+_NUMERIC = {20, 21, 23, 26, 700, 701, 1700}
+# psycopg2 fails on dates and times past Python's; what PostgreSQL writes is ISO already.
+_DAYS = psycopg2.extensions.new_type(
+    (1082, 1083, 1266, 1186, 17), "AS_WRITTEN", lambda value, _cursor: value
+)
+_MOMENTS = psycopg2.extensions.new_type(
+    (1114, 1184), "ISO_MOMENT", lambda value, _cursor: _iso(value)
+)
+_ARRAYS = (
+    psycopg2.extensions.new_array_type((1182, 1183, 1270, 1187, 1001), "AS_WRITTEN_ARRAY", _DAYS),
+    psycopg2.extensions.new_array_type((1115, 1185), "ISO_MOMENT_ARRAY", _MOMENTS),
+)
+_exact_json = functools.partial(json.loads, parse_float=Decimal)
+
+
+@contextlib.contextmanager
+def ask(connection: Any, query: str) -> Iterator[Answer]:
+    """Run one query of the user's, which can only read, and stream its rows.
+
+    The text goes to the server as a value, and PL/pgSQL opens a cursor on it: that takes exactly
+    one statement, and only one that returns rows. Sent as it is, `commit; drop table x` would be
+    two statements to the protocol psycopg2 speaks, and leave the read-only transaction.
+
+    Raises:
+        UsageError: when it is not one statement that returns rows.
+        WarehouseError: with PostgreSQL's message, and the place in the query.
+    """
+    for typecaster in (_DAYS, _MOMENTS, *_ARRAYS):
+        psycopg2.extensions.register_type(typecaster, connection)
+    psycopg2.extras.register_default_json(connection, loads=_exact_json)
+    psycopg2.extras.register_default_jsonb(connection, loads=_exact_json)
+    # Lets Ctrl-C cancel a long query.
+    psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
+    try:
+        with _explained(query), connection.cursor() as cursor:
+            cursor.execute("select set_config('metalayer.query', %s, true)", (query,))
+            # All rows are wanted, not the first few soon.
+            cursor.execute("set local cursor_tuple_fraction = 1.0")
+            cursor.execute(
+                "do $$ declare answer refcursor := 'answer'; begin "
+                "open answer for execute current_setting('metalayer.query'); end $$"
+            )
+            fetch = f"fetch forward {_FETCHED_AT_ONCE} from answer"
+            cursor.execute(fetch)
+            described = list(cursor.description)
+            yield Answer(
+                _unique([d.name for d in described]),
+                [d.type_code in _NUMERIC for d in described],
+                _streamed(cursor, fetch, query),
+            )
+    finally:
+        psycopg2.extensions.set_wait_callback(None)
+
+
+def _streamed(cursor: Any, fetch: str, query: str) -> Iterator[tuple[Any, ...]]:
+    while rows := cursor.fetchall():
+        yield from rows
+        with _explained(query):
+            cursor.execute(fetch)
+
+
+@contextlib.contextmanager
+def _explained(query: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg2.errors.QueryCanceled:
+        raise KeyboardInterrupt from None
+    except psycopg2.errors.InvalidCursorDefinition as error:
+        raise UsageError(
+            f"`query` takes one statement that returns rows ({error.diag.message_primary})",
+            "Ask with one SELECT; to change tables, land files and `metalayer build`.",
+        ) from None
+    except psycopg2.Error as error:
+        message = error.diag.message_primary or str(error).strip() or type(error).__name__
+        place = error.diag.internal_position
+        if place and error.diag.internal_query == query:
+            message += _pointed(query, int(place))
+        if error.pgcode == errorcodes.READ_ONLY_SQL_TRANSACTION:
+            message = f"`query` only reads: {message}"
+        raise WarehouseError(message, error.diag.message_hint or "") from None
+
+
+def _pointed(query: str, position: int) -> str:
+    """The line of the query that a position (from 1, in characters) is in, and a mark below it."""
+    before = query[: position - 1]
+    number, column = before.count("\n") + 1, position - 1 - (before.rfind("\n") + 1)
+    line = query.split("\n")[number - 1]
+    start = max(0, column - 50)
+    label = f"line {number}: "
+    return f"\n{label}{line[start : start + 70]}\n{' ' * (len(label) + column - start)}^"
+
+
+def _iso(value: str | None) -> str | None:
+    """`2025-01-31 10:00:00+00`, as PostgreSQL writes it, in ISO 8601."""
+    if value is None or value.endswith("BC"):
+        return value
+    day, separator, time_of_day = value.partition(" ")
+    zoned = _SHORT_ZONE.sub(r"\1:00", time_of_day)
+    return f"{day}T{zoned}" if separator else value
+
+
+def _unique(names: list[str]) -> list[str]:
+    unique: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in unique:
+            number += 1
+            candidate = f"{name}_{number}"
+        unique.append(candidate)
+    return unique
