@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from metalayer.catalog import catalog
 from metalayer.contracts.contract import TableSpec
-from metalayer.errors import UsageError
+from metalayer.errors import UsageError, WarehouseError
 from metalayer.jobs import months_between
 from metalayer.settings import Settings
 from metalayer.warehouse.ddl import next_month
@@ -40,11 +40,18 @@ def read(table: str, months: str | None = None) -> pd.DataFrame:
 
     Raises:
         UsageError: for an unknown table or unreadable months.
-        WarehouseError: when PostgreSQL cannot be reached.
+        WarehouseError: when there is no warehouse, the table was never built, or PostgreSQL cannot
+            be reached.
     """
     catalog().spec(table)
     wanted = parse_months(months) if months is not None else None
-    with warehouse_server(Settings.load()) as server:
+    settings = Settings.load()
+    if settings.database_url is None and not settings.pgdata.exists():
+        raise WarehouseError(
+            f"There is no warehouse at {settings.home}",
+            "Set METALAYER_HOME to the folder that has one, or build one with `metalayer demo`",
+        )
+    with warehouse_server(settings) as server:
         pool = connect_pool(server.warehouse_url, 1)
         try:
             return read_months(pool, table, wanted)
@@ -64,7 +71,10 @@ def read_months(pool: Engine, table: str, months: Sequence[date] | None = None) 
         )
     query = query.order_by(month, *(source.c[name] for name in spec.key))
     with pool.connect() as connection:
-        frame = pd.read_sql(query, connection)
+        if not sa.inspect(connection).has_table(spec.name, schema=spec.layer):
+            raise WarehouseError(f"{table} has not been built yet", "Build it: `metalayer build`")
+        # Coerced, exact amounts would become floating point numbers.
+        frame = pd.read_sql(query, connection, coerce_float=False)
     return _typed(frame, spec)
 
 

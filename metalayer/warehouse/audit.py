@@ -386,7 +386,10 @@ def _complete(cursor: Any, stage: Stage, leaf: str, month: date | None) -> None:
     spec = stage.spec
     provenance = spec.has_provenance
     if provenance and spec.layer == "silver":
-        raw = sql.SQL("(to_jsonb(b) - '_delivery_id' - '_line' - '_is_latest' - 'month')::text")
+        raw = sql.SQL(
+            "(to_jsonb(b) - '_delivery_id' - '_line' - '_is_latest' - 'month' "
+            "- case when b._extra is null then '_extra' else '' end)::text"
+        )
         bronze = sql.SQL(
             "left join {} as b on b._delivery_id = s._delivery_id and b._line = s._line {}"
         ).format(

@@ -77,7 +77,7 @@ def test_several_broken_rules_are_all_told(platform: Platform) -> None:
         ("order_id", "not a bigint", "x"),
         ("quantity", "must be > 0", "0"),
         ("status", "must be one of (PENDING, SHIPPED, COMPLETED, CANCELLED)", "LOST"),
-        (None, "total_amount is quantity times unit_price, to a cent", None),
+        (None, "total_amount must be quantity times unit_price, to a cent", None),
     ]
 
 

@@ -37,7 +37,7 @@ SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
 
 KNOWN_CUSTOMER, UNKNOWN_CUSTOMER = 7, 999_999
 STATES = "must be one of (PENDING, SHIPPED, COMPLETED, CANCELLED)"
-ADDS_UP = "total_amount is quantity times unit_price, to a cent"
+ADDS_UP = "total_amount must be quantity times unit_price, to a cent"
 MEGABYTE = "x" * (1 << 20)
 
 
