@@ -168,7 +168,7 @@ class _Desk:
             if shape is None:
                 continue
             has_come = to_come is not None and to_come <= shape.last_month
-            if version == shape_version(shape) and not has_come:
+            if version == self.versions[source] and not has_come:
                 continue
             path = self.settings.landing / file
             try:
@@ -181,19 +181,7 @@ class _Desk:
             except LandingError as refusal:
                 self._retire(source, delivery, sha256, month, "rejected", str(refusal))
                 continue
-            self.cursor.execute(
-                "update meta.deliveries set shape = %s, rows_read = %s, rows_rejected = %s, "
-                "extra_columns = %s, missing_columns = %s where delivery_id = %s",
-                (
-                    shape_version(shape),
-                    parsed.rows_read,
-                    parsed.rows_rejected,
-                    list(parsed.extra_columns),
-                    list(parsed.missing_columns),
-                    delivery,
-                ),
-            )
-            self._file(delivery, shape, sha256, month, parsed)
+            self._file_again(delivery, shape, sha256, month, parsed)
 
     def settle(self) -> None:
         """Settle which rows count in every source that a delivery came to or went from."""
@@ -231,11 +219,7 @@ class _Desk:
             self._insert(candidate, "rejected", reason=str(candidate.refusal))
             return
         same = self._same_content(candidate)
-        if same is not None and (same[1] == landed.name or self._touched(candidate, same[0])):
-            self.cursor.execute(
-                "update meta.deliveries set mtime_ns = %s where delivery_id = %s and file = %s",
-                (landed.mtime_ns, same[0], landed.name),
-            )
+        if same is not None and self._touched(candidate, same[0]):
             return
         if same is not None:
             reason = f"the same content as {same[1]}"
@@ -260,15 +244,15 @@ class _Desk:
     def _same_content(self, candidate: _Candidate) -> tuple[int, str] | None:
         """The live delivery that already says what the candidate says, and its file.
 
-        Where the month is not in the rows it is part of what they say; and a snapshot says nothing
-        new only beside the newest of its month.
+        Where the month is not in the rows it is part of what they say; and another file's snapshot
+        says the same only while it is the newest of its month.
         """
         source = candidate.shape.name
         undated = candidate.shape.month_column is None
         self.cursor.execute(
             "select d.delivery_id, d.file from meta.deliveries as d where d.source = %s "
             "and d.sha256 = %s and d.status = 'loaded' "
-            "and (not %s or d.fallback_month = %s) and (not %s or not exists ("
+            "and (not %s or d.fallback_month = %s) and (not %s or d.file = %s or not exists ("
             "select from meta.deliveries as n where n.source = d.source and n.status = 'loaded' "
             "and n.fallback_month = d.fallback_month and n.delivery_id > d.delivery_id)) "
             "order by d.file <> %s, d.delivery_id limit 1",
@@ -278,6 +262,7 @@ class _Desk:
                 undated,
                 candidate.month,
                 self._is_snapshot(source),
+                candidate.landed.name,
                 candidate.landed.name,
             ),
         )
@@ -319,19 +304,14 @@ class _Desk:
         )
 
     def _touched(self, candidate: _Candidate, live: int) -> bool:
-        """Whether the file's newest entry says so already: it is the live delivery, or its twin."""
+        """Whether the file has its entry already: as the live delivery, or as its twin."""
+        file = (candidate.shape.name, candidate.landed.name)
         self.cursor.execute(
-            "update meta.deliveries set mtime_ns = %s where delivery_id = (select max(delivery_id) "
-            "from meta.deliveries where source = %s and file = %s) and sha256 = %s "
-            "and (delivery_id = %s or (status = 'duplicate' and related_delivery_id = %s))",
-            (
-                candidate.landed.mtime_ns,
-                candidate.shape.name,
-                candidate.landed.name,
-                candidate.sha256,
-                live,
-                live,
-            ),
+            "update meta.deliveries set mtime_ns = %s where source = %s and file = %s "
+            "and (delivery_id = %s or (status = 'duplicate' and related_delivery_id = %s "
+            "and delivery_id = (select max(delivery_id) from meta.deliveries "
+            "where source = %s and file = %s)))",
+            (candidate.landed.mtime_ns, *file, live, live, *file),
         )
         return bool(self.cursor.rowcount)
 
@@ -360,23 +340,15 @@ class _Desk:
                 continue  # it has changed meanwhile, and is read the next time
             self.cursor.execute(
                 "update meta.deliveries set status = 'loaded', reason = null, "
-                "related_delivery_id = null, shape = %s, rows_read = %s, rows_rejected = %s, "
-                "extra_columns = %s, missing_columns = %s where delivery_id = %s",
-                (
-                    self.versions[source],
-                    parsed.rows_read,
-                    parsed.rows_rejected,
-                    list(parsed.extra_columns),
-                    list(parsed.missing_columns),
-                    delivery,
-                ),
+                "related_delivery_id = null where delivery_id = %s",
+                (delivery,),
             )
             self.cursor.execute(
                 "update meta.deliveries set related_delivery_id = %s, reason = %s "
                 "where source = %s and sha256 = %s and status = 'duplicate'",
                 (delivery, f"the same content as {file}", source, sha256),
             )
-            self._file(delivery, shape, sha256, month, parsed)
+            self._file_again(delivery, shape, sha256, month, parsed)
 
     def _insert(
         self,
@@ -409,7 +381,7 @@ class _Desk:
                 reason,
                 related,
                 candidate.month,
-                shape_version(candidate.shape),
+                self.versions[candidate.shape.name],
                 parsed.rows_read if parsed else 0,
                 parsed.rows_rejected if parsed else 0,
                 list(parsed.extra_columns) if parsed else [],
@@ -475,6 +447,24 @@ class _Desk:
         )
         path = self._rows_path(source, sha256, month)
         self.changed.setdefault(source, {})[delivery] = path
+
+    def _file_again(
+        self, delivery: int, shape: SourceShape, sha256: str, month: date, parsed: Parsed
+    ) -> None:
+        """Record what another parse of a delivery gave."""
+        self.cursor.execute(
+            "update meta.deliveries set shape = %s, rows_read = %s, rows_rejected = %s, "
+            "extra_columns = %s, missing_columns = %s where delivery_id = %s",
+            (
+                self.versions[shape.name],
+                parsed.rows_read,
+                parsed.rows_rejected,
+                list(parsed.extra_columns),
+                list(parsed.missing_columns),
+                delivery,
+            ),
+        )
+        self._file(delivery, shape, sha256, month, parsed)
 
     def _file(
         self, delivery: int, shape: SourceShape, sha256: str, month: date, parsed: Parsed

@@ -60,6 +60,14 @@ def test_a_snapshot_that_returns_to_an_earlier_content_counts(platform: Platform
     assert platform.balances()
 
 
+def test_an_older_snapshot_that_is_only_touched_does_not_count_again(platform: Platform) -> None:
+    for file, name in (("a", "Ada"), ("b", "Eve"), ("a", "Ada")):
+        platform.land(f"crm/crm_customers_2025-01_{file}.csv", CRM + crm(1, name))
+        assert platform.build().succeeded
+    assert platform.ask("select customer_name from silver.crm_customers") == [("Eve",)]
+    assert [e["status"] for e in platform.ledger()] == ["loaded", "loaded"]
+
+
 def test_nothing_is_built_from_a_month_that_failed(platform: Platform) -> None:
     bad = "".join(order(n, "2025-02-05", quantity=0) for n in range(100, 140))
     platform.land("erp/orders.csv", ORDERS + order(1, "2025-01-05") + bad + order(2, "2025-03-05"))
