@@ -24,10 +24,8 @@ from psycopg2 import errorcodes
 
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.settings import Settings, without_password
-from metalayer.warehouse.server import warehouse_server
+from metalayer.warehouse.server import SESSION, warehouse_server
 
-# As in `warehouse.pool`, which is not imported because SQLAlchemy takes longer than the question.
-_SESSION = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set client_encoding = 'UTF8'"
 _FETCHED_AT_ONCE = 5000
 _SHORT_ZONE = re.compile(r"([+-]\d\d)$")
 
@@ -131,7 +129,7 @@ def _connect(url: str) -> Any:
             "`metalayer doctor` shows which server is used and whether it answers.",
         ) from None
     with connection.cursor() as cursor:
-        cursor.execute(_SESSION)
+        cursor.execute(SESSION)
     connection.commit()
     # One transaction for all that follows: a build that publishes meanwhile changes no answer.
     connection.set_session(isolation_level="REPEATABLE READ", readonly=True)

@@ -19,25 +19,14 @@ import psycopg2.errors
 from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
-from metalayer.errors import ContractError, WarehouseError
+from metalayer.errors import ContractError
 
 _SCRIPTS = ("meta.sql", "functions.sql")
-MINIMUM_SERVER_VERSION = 160000
 _INSTALL_LOCK = 0x4D4C0001
 
 
 def install(connection: Any) -> None:
-    """Create or renew MetaLayer's own schema and functions, in the caller's transaction.
-
-    Raises:
-        WarehouseError: when the server is older than PostgreSQL 16.
-    """
-    if connection.server_version < MINIMUM_SERVER_VERSION:
-        raise WarehouseError(
-            f"The server runs PostgreSQL {connection.server_version // 10000}, "
-            "which lacks pg_input_is_valid",
-            "Use PostgreSQL 16 or later, or leave METALAYER_DATABASE_URL unset",
-        )
+    """Create or renew MetaLayer's own schema and functions, in the caller's transaction."""
     with connection.cursor() as cursor:
         cursor.execute("select pg_advisory_xact_lock(%s)", (_INSTALL_LOCK,))
         cursor.execute("set local client_min_messages = warning")

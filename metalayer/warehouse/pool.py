@@ -14,9 +14,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from metalayer.errors import WarehouseError
-
-# What every session agrees on, whatever the server's or the user's defaults are.
-_SESSION = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set client_encoding = 'UTF8'"
+from metalayer.warehouse.server import SESSION
 
 
 def connect_pool(url: str, size: int) -> Engine:
@@ -44,7 +42,7 @@ def connect_pool(url: str, size: int) -> Engine:
     def agree(raw: Any, _record: object) -> None:
         # Statements and not start-up options: a user's URL may have options of its own.
         with raw.cursor() as cursor:
-            cursor.execute(_SESSION)
+            cursor.execute(SESSION)
         raw.commit()
 
     return engine

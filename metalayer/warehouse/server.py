@@ -35,6 +35,9 @@ DAGSTER_DATABASE = "dagster"
 # pg_input_is_valid, on which every cast in sql/ rests, came with 16.
 OLDEST_VERSION = 16
 
+#: What every session agrees on, whatever the server's or the user's defaults are.
+SESSION = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set client_encoding = 'UTF8'"
+
 _DRIVER = "postgresql+psycopg2"
 
 
