@@ -36,6 +36,8 @@ _FIXES = {
     "landing": "Set it to a folder, for example METALAYER_LANDING=data/landing",
     "start_month": "Write the first month as YYYY-MM, not after this month, for example "
     "METALAYER_START_MONTH=2020-01",
+    "keep_versions": "Write a whole number from 1 to 1000, for example METALAYER_KEEP_VERSIONS=5",
+    "keep_version_days": "Write a whole number of days, for example METALAYER_KEEP_VERSION_DAYS=30",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
 
@@ -57,6 +59,9 @@ class Settings(BaseSettings):
         landing: absolute folder of the landing zone; `<home>/landing` unless set.
         start_month: first of the first month that is kept.
         workers: months built side by side.
+        keep_versions: published states of a month that are kept, the current one included.
+        keep_version_days: for how many days a state is kept once another took its place, at most;
+            None: for as long as `keep_versions` allows.
     """
 
     model_config = SettingsConfigDict(
@@ -74,6 +79,8 @@ class Settings(BaseSettings):
     landing: Path = Path()
     start_month: Annotated[date, NoDecode] = date(2020, 1, 1)
     workers: int = Field(default_factory=_cores, ge=1, le=64)
+    keep_versions: int = Field(default=5, ge=1, le=1000)
+    keep_version_days: int | None = Field(default=None, ge=0)
 
     @classmethod
     def load(cls) -> Self:

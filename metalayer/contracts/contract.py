@@ -20,7 +20,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pandera.polars as pa
 import polars as pl
@@ -28,6 +28,7 @@ import polars as pl
 from metalayer.errors import ContractError
 
 Layer = Literal["bronze", "silver", "gold"]
+OnNewColumn = Literal["rescue", "evolve", "freeze"]
 
 # Python annotation -> (PostgreSQL type, Polars dtype). Decimal is completed with its scale.
 _TYPES: Mapping[type, tuple[str, Any]] = {
@@ -95,12 +96,17 @@ class SourceSpec:
         pattern: Glob inside the landing zone, e.g. "erp/orders*.csv"; `.gz` is accepted as well.
         kind: "delta" only adds and corrects; "snapshot" delivers the whole state each time.
         month_from: The landed column that tells a row's month; None: the month of the delivery.
+        max_shrink: Share of the rows of the snapshot before that a snapshot may lack, 0 to 1.
+        on_new_column: What a column that the contract does not know does: "rescue" keeps it in
+            `_extra`, "evolve" adds it to the bronze table, "freeze" refuses the file.
     """
 
     name: str
     pattern: str
     kind: Literal["delta", "snapshot"]
     month_from: str | None
+    max_shrink: float = 0.5
+    on_new_column: OnNewColumn = "rescue"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +121,7 @@ class TableSpec:
         month_column: The column whose month decides the partition.
         fresh_within: How old the newest publish may be.
         max_reject_rate: Share of a month's rows that may be quarantined, 0 to 1.
+        max_rejects: How many rows of a month may be quarantined; None: any number.
         rows_from: Table each of whose rows must arrive here as one row, or None.
         sums_from: Own column -> "layer.table.column" whose monthly sum it must equal.
         unknown_member: Values of the member that facts without a match point at, or None.
@@ -134,6 +141,7 @@ class TableSpec:
     max_reject_rate: float
     rows_from: str | None = None
     sums_from: Mapping[str, str] = field(default_factory=dict)
+    max_rejects: int | None = None
     unknown_member: Mapping[str, Any] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
     source: SourceSpec | None = None
@@ -323,6 +331,7 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         month_column=month,
         fresh_within=getattr(facts, "fresh_within", timedelta(days=35)),
         max_reject_rate=getattr(facts, "max_reject_rate", 0.10),
+        max_rejects=getattr(facts, "max_rejects", None),
         rows_from=getattr(facts, "rows_from", None),
         sums_from=dict(getattr(facts, "sums_from", {})),
         unknown_member=getattr(facts, "unknown_member", None),
@@ -360,6 +369,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
         month_column="month",
         fresh_within=silver.fresh_within,
         max_reject_rate=silver.max_reject_rate,
+        max_rejects=silver.max_rejects,
         source=silver.source,
         path=silver.path,
     )
@@ -472,6 +482,18 @@ def _source(
     kind: Any = getattr(facts, "kind", "delta")
     if kind not in ("delta", "snapshot"):
         raise ContractError(f"{where}: Source.kind is '{kind}'", 'Use "delta" or "snapshot"')
+    on_new_column: Any = getattr(facts, "on_new_column", "rescue")
+    if on_new_column not in get_args(OnNewColumn):
+        raise ContractError(
+            f"{where}: Source.on_new_column is '{on_new_column}'",
+            f"Use one of {', '.join(get_args(OnNewColumn))}",
+        )
+    max_shrink = getattr(facts, "max_shrink", 0.5)
+    if not 0 <= max_shrink <= 1:
+        raise ContractError(
+            f"{where}: Source.max_shrink is {max_shrink!r}", "Use a share from 0 to 1"
+        )
     landed = {c.name for c in columns if c.is_landed}
     name = re.sub(r"[*?\[\]]+", "", pattern.removesuffix(".csv"))
-    return SourceSpec(name, pattern, kind, month if month in landed else None)
+    month_from = month if month in landed else None
+    return SourceSpec(name, pattern, kind, month_from, max_shrink, on_new_column)

@@ -33,7 +33,7 @@ create table if not exists meta.deliveries (
     sha256 text not null,
     size bigint not null,
     mtime_ns bigint not null,
-    status text not null check (status in ('loaded', 'duplicate', 'superseded', 'rejected')),
+    status text not null,
     reason text,
     related_delivery_id bigint references meta.deliveries,
     fallback_month date not null,
@@ -42,13 +42,27 @@ create table if not exists meta.deliveries (
     rows_rejected bigint not null default 0,
     extra_columns text[] not null default '{}',
     missing_columns text[] not null default '{}',
+    drift text[] not null default '{}',
+    is_repair boolean not null default false,
+    rows_repaired bigint not null default 0,
     registered_at timestamptz not null default now()
 );
+-- A warehouse made by an earlier release gets here what has been added since.
+alter table meta.deliveries
+    add column if not exists drift text[] not null default '{}',
+    add column if not exists is_repair boolean not null default false,
+    add column if not exists rows_repaired bigint not null default 0,
+    drop constraint if exists deliveries_status_check,
+    add constraint deliveries_status_check
+        check (status in ('loaded', 'duplicate', 'superseded', 'rejected', 'withdrawn'));
 create index if not exists deliveries_by_file on meta.deliveries (source, file);
 create index if not exists deliveries_by_content on meta.deliveries (source, sha256);
 comment on table meta.deliveries is 'Each version of each landed file, once';
 comment on column meta.deliveries.related_delivery_id is 'The delivery this one duplicates, or that superseded it';
 comment on column meta.deliveries.fallback_month is 'Month of rows that carry no date themselves';
+comment on column meta.deliveries.drift is 'What changed in the columns since the delivery before, in sentences';
+comment on column meta.deliveries.is_repair is 'Its rows mend quarantined rows of other deliveries, which they name, and count in their place';
+comment on column meta.deliveries.rows_repaired is 'Records that could not be read and that a repair has replaced';
 comment on column meta.deliveries.shape is 'Fingerprint of the contract the file was parsed with';
 
 create table if not exists meta.delivery_months (
@@ -71,6 +85,15 @@ create table if not exists meta.superseded_rows (
 );
 comment on table meta.superseded_rows is 'Rows whose key a later row delivers again';
 
+create table if not exists meta.repaired_rows (
+    delivery_id bigint not null references meta.deliveries on delete cascade,
+    line bigint not null,
+    by_delivery_id bigint not null references meta.deliveries on delete cascade,
+    by_line bigint not null,
+    primary key (delivery_id, line)
+);
+comment on table meta.repaired_rows is 'Rows that a live repair replaces, and the row that stands in their place';
+
 create table if not exists meta.quarantine (
     table_name text not null,
     month date,
@@ -86,6 +109,10 @@ create table if not exists meta.quarantine (
 create index if not exists quarantine_by_month on meta.quarantine (table_name, month);
 create index if not exists quarantine_by_delivery on meta.quarantine (delivery_id);
 comment on table meta.quarantine is 'Rows that break a contract: which rule, which value, which line of which file';
+
+create table if not exists meta.past_quarantine (like meta.quarantine, version integer not null);
+create index if not exists past_quarantine_by_month on meta.past_quarantine (table_name, month, version);
+comment on table meta.past_quarantine is 'The quarantine of earlier versions of a month, for as long as those are kept';
 
 create table if not exists meta.versions (
     table_name text not null,
@@ -103,12 +130,22 @@ create table if not exists meta.versions (
     run_id text,
     seconds double precision not null,
     published_at timestamptz not null default clock_timestamp(),
+    replaced_at timestamptz,
+    restores integer,
+    is_checked boolean not null default false,
     primary key (table_name, month, version)
 );
+alter table meta.versions
+    add column if not exists replaced_at timestamptz,
+    add column if not exists restores integer,
+    add column if not exists is_checked boolean not null default false;
 create unique index if not exists versions_current on meta.versions (table_name, month) where is_current;
 comment on table meta.versions is 'Every published state of every month; readers see the current ones';
 comment on column meta.versions.data_version is 'Fingerprint of the rows; equal contents have equal versions';
-comment on column meta.versions.inputs is 'Fingerprint of each upstream table as it was read';
+comment on column meta.versions.replaced_at is 'When a later version took its place';
+comment on column meta.versions.restores is 'The earlier version that a rollback brought back as this one';
+comment on column meta.versions.is_checked is 'Whether the blocking checks of the table have passed since it was published';
+comment on column meta.versions.inputs is 'What it was made from: the fingerprint of each upstream table, or of each delivery';
 
 create or replace view meta.ledger as
 with landed as (
