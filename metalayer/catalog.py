@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -44,8 +44,8 @@ class Catalog:
         specs: Full name -> table, upstream before downstream.
         selects: Full name -> the SELECT that fills it (silver and gold).
         code_versions: Full name -> fingerprint of everything a build of the table depends on
-            besides its inputs' rows. Comments and docstrings are left out: rewording is no reason
-            to rebuild.
+            besides its inputs' rows: "contract.select.functions". Rewording (comments, docstrings,
+            meanings, owners) is no reason to rebuild.
     """
 
     specs: Mapping[str, TableSpec]
@@ -67,6 +67,14 @@ class Catalog:
         A typed table's references only warn, so these do not hold it up.
         """
         return _upstream(self.specs[table], self.inputs(table))
+
+    def made_from(self, table: str) -> list[str]:
+        """The table and every table it is made from, near or far, upstream first."""
+        found = {table}
+        for name in reversed(list(self.specs)):
+            if name in found:
+                found.update(self.inputs(name))
+        return [name for name in self.specs if name in found]
 
     def spec(self, table: str) -> TableSpec:
         """The table of that full name.
@@ -203,12 +211,20 @@ def _ordered(specs: Mapping[str, TableSpec], selects: Mapping[str, Select]) -> l
 
 
 def _code_version(spec: TableSpec, select: Select | None) -> str:
+    """Fingerprints of the contract, the SELECT and MetaLayer's own part, joined by dots."""
+    columns = [replace(c, meaning="") for c in spec.columns]
+    if select is None:
+        assert spec.source is not None
+        kept = (spec.source.kind, spec.source.month_from, spec.source.on_new_column)
+        return ".".join(map(_digest, (repr((columns, kept)), "", str(_BUILD_FORMAT))))
     assert spec.path is not None
-    parts = [str(_BUILD_FORMAT), _code_of(spec.path), _functions(), repr(spec.columns)]
-    parts += _rules(spec)
-    if select is not None:
-        parts.append(select.tree.sql("postgres", comments=False))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    contract = "\n".join([_rules_in(spec.path), repr(columns), *_rules(spec)])
+    text = select.tree.sql("postgres", comments=False)
+    return ".".join(map(_digest, (contract, text, f"{_BUILD_FORMAT} {_functions()}")))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _rules(spec: TableSpec) -> list[str]:
@@ -233,12 +249,42 @@ def _functions() -> str:
     return "\n".join(line for line in lines if not line.lstrip().startswith("--"))
 
 
-def _code_of(path: Path) -> str:
-    """A Python file without comments and docstrings, in a normal form."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
+#: What a contract says of its table that makes the same rows another month.
+_FACTS_OF_ROWS = ("max_reject_rate", "max_rejects", "rows_from", "sums_from", "unknown_member")
+
+
+def _rules_in(path: Path) -> str:
+    """A contract's file in a normal form, without what changes no row: comments and meanings."""
+    return ast.dump(_OnlyRules().visit(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+class _OnlyRules(ast.NodeTransformer):
+    """Takes docstrings, meanings, owners and facts of the files out of a contract."""
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        return self._bare(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._bare(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST | None:
+        if node.name == "Source":
+            return None
+        if node.name == "Table":
+            node.body = [
+                fact
+                for fact in node.body
+                if isinstance(fact, ast.Assign)
+                and any(isinstance(t, ast.Name) and t.id in _FACTS_OF_ROWS for t in fact.targets)
+            ]
+        return self._bare(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id in ("column", "key", "month_column"):
+            node.args = []
+        return self.generic_visit(node)
+
+    def _bare(self, node: ast.Module | ast.ClassDef | ast.FunctionDef) -> ast.AST:
+        if node.body and ast.get_docstring(node):
             node.body = node.body[1:]
-    return ast.dump(tree)
+        return self.generic_visit(node)

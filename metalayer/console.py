@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from metalayer.jobs import Plan
+    from metalayer.planning import Plan
     from metalayer.warehouse.build import MonthResult
 
 

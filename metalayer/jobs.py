@@ -1,15 +1,13 @@
 """How each table of the catalog is built: its contract and SELECT as a `TableJob`.
 
-This is where the landing zone, the SELECTs and the warehouse meet, still without Dagster. Which
-months are stale, for planning and for status, is answered here as well.
+This is where the landing zone, the SELECTs and the warehouse meet, still without Dagster.
 
-Does not belong here: running anything (`assets` does, through Dagster).
+Does not belong here: which months to build (`planning.py`), or running anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,10 +17,10 @@ from metalayer.landing.load import fill_bronze
 from metalayer.landing.shape import shape_of
 from metalayer.lineage.select import Reach, Select, render
 from metalayer.settings import Settings
-from metalayer.warehouse.build import TableJob, is_stale
+from metalayer.warehouse.build import TableJob
 from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.stage import Stage, fill_from_select
-from metalayer.warehouse.state import DELIVERIES, State
+from metalayer.warehouse.state import State
 
 #: A SELECT that looks back over all months reads them once for each window: fewer, longer windows.
 _MONTHS_A_WINDOW = {True: 120, False: 24}
@@ -37,25 +35,6 @@ def table_job(table: str, settings: Settings) -> TableJob:
     return _select_job(spec, tables.selects[table], tables)
 
 
-def months_with_data(table: str, state: State) -> set[date]:
-    """Months `table` has rows for, or would have if it were built now.
-
-    Those in which something was delivered (bronze) or any input has rows; a table without inputs
-    spans all months there are. Months once published stay, so that they can become empty.
-    """
-    tables = catalog()
-    spec = tables.specs[table]
-    own = set(state.published.get(table, {}))
-    if spec.layer == "bronze":
-        assert spec.source is not None
-        return own | set(state.delivered.get(spec.source.name, {}))
-    inputs = tables.inputs(table)
-    if not inputs:
-        known = state.delivered_months
-        return own | set(months_between(known[0], known[-1]) if known else ())
-    return own.union(*(set(state.published.get(name, {})) for name in inputs))
-
-
 def months_between(first: date, last: date) -> list[date]:
     """First days of the months from `first` to `last`, both included."""
     months = [first]
@@ -64,74 +43,15 @@ def months_between(first: date, last: date) -> list[date]:
     return months
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which months of which tables would be rebuilt, upstream first.
-
-    Attributes:
-        stale: Table -> months that are out of date by themselves.
-        affected: Table -> months that may have to follow, `stale` included.
-        unpublished: Table -> stale months that no reader has seen any version of.
-    """
-
-    stale: Mapping[str, set[date]]
-    affected: Mapping[str, set[date]]
-    unpublished: Mapping[str, set[date]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not any(self.affected.values())
-
-
-def plan(
-    state: State,
-    settings: Settings,
-    selected: set[str] | None = None,
-    months: set[date] | None = None,
-) -> Plan:
-    """Find what is out of date, and what may follow from rebuilding it.
-
-    Args:
-        selected: Tables to consider; None: all.
-        months: Months to build. Months outside of it are left out unless they are published
-            already: what is published is kept in step with what it is made from.
-    """
-    tables = catalog()
-    stale: dict[str, set[date]] = {}
-    affected: dict[str, set[date]] = {}
-    unpublished: dict[str, set[date]] = {}
-    extent: dict[str, set[date]] = {}
-    for table in tables.specs:
-        extent[table] = months_with_data(table, state).union(
-            *(extent[name] for name in tables.inputs(table))
-        )
-        if selected is not None and table not in selected:
-            continue
-        published = set(state.published.get(table, {}))
-        wanted = extent[table] if months is None else extent[table] & (months | published)
-        # Earlier ones, published before the first month was moved, are no partitions any more.
-        wanted = {m for m in wanted if m >= settings.start_month}
-        job = table_job(table, settings)
-        stale[table] = {m for m in wanted if is_stale(job, state, m)}
-        unpublished[table] = stale[table] - published
-        follows = set(stale[table])
-        for name, reach in tables.inputs(table).items():
-            follows |= reached_months(affected.get(name, set()), reach, wanted)
-        affected[table] = follows
-    return Plan(stale, affected, unpublished)
-
-
-def reached_months(changed: set[date], reach: Reach, months: set[date]) -> set[date]:
-    """The `months` that a change of an input's months `changed` may touch."""
-    if not changed:
-        return set()
-    if reach is Reach.SAME:
-        return changed & months
-    first = min(changed)
-    if reach is Reach.BEFORE:
-        return {m for m in months if m > first}
-    return {m for m in months if m >= first} if reach is Reach.UP_TO else set(months)
+def month_ranges(months: Iterable[date]) -> list[tuple[date, date]]:
+    """The months as ranges (first, last) of months that follow each other, in order."""
+    ranges: list[tuple[date, date]] = []
+    for month in sorted(months):
+        if ranges and next_month(ranges[-1][1]) == month:
+            ranges[-1] = (ranges[-1][0], month)
+        else:
+            ranges.append((month, month))
+    return ranges
 
 
 def _bronze_job(spec: TableSpec, tables: Catalog, settings: Settings) -> TableJob:
@@ -143,7 +63,7 @@ def _bronze_job(spec: TableSpec, tables: Catalog, settings: Settings) -> TableJo
         fill_bronze(cursor, stage, shape, settings, start, end)
 
     def inputs(state: State, month: date) -> dict[str, str]:
-        return {DELIVERIES: state.delivered.get(source, {}).get(month, "")}
+        return dict(state.delivered.get(source, {}).get(month, {}))
 
     def expected(state: State, month: date) -> int:
         return state.delivered_rows.get(source, {}).get(month, 0)

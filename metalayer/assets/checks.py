@@ -7,7 +7,7 @@ once both sides are built, and only warn: a fact without its customer still coun
 Does not belong here: the questions themselves (see `metalayer.warehouse.checks`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -57,7 +57,7 @@ def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
 def check_table(
     warehouse: Warehouse, spec: TableSpec, tables: Catalog, report: BuildReport
 ) -> Iterator[dg.AssetCheckResult]:
-    """Ask all blocking checks of `spec` about the months that are published.
+    """Ask the blocking checks of `spec` about the published months that have not passed them yet.
 
     A month whose inputs have changed since it was built is asked about once it is built again.
     """
@@ -74,27 +74,56 @@ def check_table(
         # One snapshot for the rows and for what they are compared with.
         cursor.execute("set transaction isolation level repeatable read")
         job = table_job(spec.full_name, warehouse.settings)
-        state = load_state(cursor, [spec.full_name, *job.upstream])
+        state = load_state(cursor, tables.made_from(spec.full_name))
         published = state.published.get(spec.full_name, {})
         current = [month for month in published if not is_stale(job, state, month)]
-        built = {r.month for r in report.months if r.outcome != "failed"}
-        months = [month for month in current if month in built]
+        months = [month for month in current if not published[month].is_checked]
+        restored = _restored(state)
+        conserving = [month for month in months if month not in restored]
         asked: dict[str, Callable[[], Finding]] = {
             "contract_satisfied": lambda: verdict,
             "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
             "rows_conserved": lambda: _rows_conserved(
-                cursor, warehouse.settings, job, state, months
+                cursor, warehouse.settings, job, state, conserving
             ),
             "references_resolve": lambda: _all(
                 checks.references_resolve(cursor, spec, c, tables.specs[c.references.table], months)
                 for c in spec.columns
                 if c.references is not None
             ),
-            "money_conserved": lambda: _money_conserved(cursor, spec, tables, months),
+            "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
         }
-        for declared in check_specs(spec):
-            finding = asked[declared.name]()
-            yield _result(declared.name, spec, finding, dg.AssetCheckSeverity.ERROR)
+        findings = {declared.name: asked[declared.name]() for declared in check_specs(spec)}
+    if all(f.passed for name, f in findings.items() if name != "contract_satisfied"):
+        mark_checked(warehouse, spec, {month: published[month].version for month in months})
+    for name, finding in findings.items():
+        yield _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
+
+
+def mark_checked(warehouse: Warehouse, spec: TableSpec, versions: Mapping[date, int]) -> None:
+    """Remember that the blocking checks passed, so that these months are not asked about again."""
+    if not versions:
+        return
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "update meta.versions as v set is_checked = true "
+            "from unnest(%s::date[], %s::int[]) as c (month, version) "
+            "where v.table_name = %s and v.month = c.month and v.version = c.version",
+            (list(versions), list(versions.values()), spec.full_name),
+        )
+
+
+def _restored(state: State) -> set[date]:
+    """Months in which a table, or one that it is made from, was rolled back.
+
+    They differ on purpose from what was delivered, so rows and sums are not compared.
+    """
+    return {
+        month
+        for months in state.published.values()
+        for month, version in months.items()
+        if version.restores is not None
+    }
 
 
 def reference_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:

@@ -1,10 +1,10 @@
 """Builds without a webserver: the same assets, checks and events, run by Dagster in this process.
 
-A build goes in rounds. Each round finds the months that are out of date, runs every contiguous
-range of them through Dagster with the tables they may touch, and looks again: what was rebuilt to
-the same rows makes nothing behind it stale, so the rounds end where contents stop differing.
+A build goes in rounds. Each round finds the months that are out of date, runs them and those that
+may have to follow through Dagster, and looks again: what was rebuilt to the same rows makes nothing
+behind it stale, so the rounds end where contents stop differing.
 
-Does not belong here: what makes a month stale (`metalayer.jobs`) or how the user is told.
+Does not belong here: what makes a month stale (`metalayer.planning`) or how the user is told.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from metalayer.assets.partitions import to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
 from metalayer.catalog import catalog
 from metalayer.errors import BuildError
-from metalayer.jobs import Plan, plan, reached_months, table_job
+from metalayer.jobs import month_ranges, months_between, table_job
+from metalayer.planning import Plan, plan, reached_months
 from metalayer.settings import PROJECT_ROOT, Settings
 from metalayer.warehouse.build import MonthResult, build_months, is_stale
-from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import load_state
 
@@ -91,11 +91,15 @@ def dagster_instance(settings: Settings, storage_url: str) -> Iterator[dg.Dagste
 
 
 def current_plan(
-    warehouse: Warehouse, selected: set[str] | None = None, months: set[date] | None = None
+    warehouse: Warehouse,
+    selected: set[str] | None = None,
+    months: set[date] | None = None,
+    *,
+    force: bool = False,
 ) -> Plan:
     """What a build of `selected` (None: all tables) would do now."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        return plan(load_state(cursor), warehouse.settings, selected, months)
+        return plan(load_state(cursor), warehouse.settings, selected, months, force=force)
 
 
 def build(
@@ -104,6 +108,7 @@ def build(
     *,
     selected: set[str] | None = None,
     months: set[date] | None = None,
+    force: bool = False,
     started: Callable[[Plan], None] | None = None,
     landed: Callable[[MonthResult], None] | None = None,
 ) -> BuildOutcome:
@@ -111,7 +116,8 @@ def build(
 
     Args:
         selected: Tables to build; None: all.
-        months: Months to build anew; published ones outside of them follow when they are stale.
+        months: Months to build; published ones outside of them follow when they are stale.
+        force: Build the selected months of the selected tables although they are up to date.
         started: Told each round's plan before it runs.
         landed: Told each month's result as it lands, from another thread or this one.
 
@@ -123,23 +129,28 @@ def build(
     blocked: set[str] = set()
     listening = replace(warehouse, landed=_both(outcome.months.append, landed))
     _empty_months_before_the_first(listening)
-    for _ in range(_MOST_ROUNDS):
-        todo = _without(current_plan(warehouse, selected, months), given_up, blocked)
+    for number in range(_MOST_ROUNDS):
+        is_forced = force and number == 0
+        planned = current_plan(warehouse, selected, months, force=is_forced)
+        todo = _without(planned, given_up, blocked)
         if todo.is_empty:
             return outcome
         if started is not None:
             started(todo)
         before = len(outcome.months)
-        for first, last, tables in _runs(todo):
-            _run(listening, instance, first, last, tables, outcome, blocked)
+        # Where some months are left out on purpose, no range may take them along.
+        exactly = months is not None or bool(given_up)
+        for first, last, tables in _runs(todo, exactly=exactly):
+            _run(listening, instance, first, last, tables, outcome, blocked, force=is_forced)
         round_months = outcome.months[before:]
         given_up |= {(r.table, r.month) for r in round_months if r.outcome == "failed"}
         built = {(r.table, r.month) for r in round_months}
         # A step that broke off has built nothing: trying it again now would break off again.
         given_up |= {
             (table, month)
-            for table, stale in todo.stale.items()
-            for month in stale
+            for due in (todo.stale, todo.unchecked)
+            for table, awaited in due.items()
+            for month in awaited
             if (table, month) not in built and (outcome.errors or blocked)
         }
     raise BuildError(
@@ -197,8 +208,13 @@ def _without(todo: Plan, given_up: set[tuple[str, date]], blocked: set[str]) -> 
         }
 
     stale = keep(todo.stale)
-    # What may follow is nothing without something to follow.
-    return replace(todo, stale=stale, affected=keep(todo.affected) if any(stale.values()) else {})
+    return replace(
+        todo,
+        stale=stale,
+        # What may follow is nothing without something to follow.
+        affected=keep(todo.affected) if any(stale.values()) else {},
+        unchecked=keep(todo.unchecked),
+    )
 
 
 def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]]:
@@ -220,22 +236,25 @@ def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]
     return held
 
 
-def _runs(todo: Plan) -> Iterator[tuple[date, date, list[str]]]:
-    """Contiguous ranges of stale months, each with the tables that have something to do in it."""
-    roots = sorted(set().union(*todo.stale.values()))
-    ranges: list[list[date]] = []
-    for month in roots:
-        if ranges and next_month(ranges[-1][1]) == month:
-            ranges[-1][1] = month
-        else:
-            ranges.append([month, month])
-    for first, last in ranges:
-        tables = [
-            table
-            for table, months in todo.affected.items()
-            if any(first <= month <= last for month in months)
-        ]
-        yield first, last, tables
+def _runs(todo: Plan, *, exactly: bool) -> Iterator[tuple[date, date, list[str]]]:
+    """Ranges of months to run, each with the tables that have something to do in it.
+
+    One run over a range costs less than one for each stretch of it, and a month that has nothing
+    to do in it almost nothing. `exactly`: a range is of months that have the same tables.
+    """
+    at: dict[date, list[str]] = {}
+    for table in catalog().specs:
+        for month in todo.affected.get(table, set()) | todo.unchecked.get(table, set()):
+            at.setdefault(month, []).append(table)
+    for first, last in month_ranges(at):
+        run: list[date] = []
+        for month in months_between(first, last):
+            if exactly and run and at[run[-1]] != at[month]:
+                yield run[0], run[-1], at[run[0]]
+                run = []
+            run.append(month)
+        together = {table for month in run for table in at[month]}
+        yield run[0], run[-1], [table for table in catalog().specs if table in together]
 
 
 def _run(
@@ -246,6 +265,8 @@ def _run(
     tables: Sequence[str],
     outcome: BuildOutcome,
     blocked: set[str],
+    *,
+    force: bool,
 ) -> None:
     """One Dagster run over the months `first` to `last` of `tables`."""
     # Loading the definitions takes seconds; commands that build nothing do without them.
@@ -260,7 +281,14 @@ def _run(
                 ASSET_PARTITION_RANGE_START_TAG: to_key(first),
                 ASSET_PARTITION_RANGE_END_TAG: to_key(last),
             },
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                "ops": {
+                    asset_key(table).to_python_identifier(): {"config": {"force": True}}
+                    for table in tables
+                    if force
+                },
+            },
         )
     outcome.runs.append(result.run_id)
     for evaluation in result.get_asset_check_evaluations():

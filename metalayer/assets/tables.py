@@ -19,9 +19,10 @@ from metalayer.assets.resources import Warehouse
 from metalayer.assets.types import BuildReport, table_type
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
-from metalayer.jobs import months_with_data, table_job
+from metalayer.jobs import table_job
 from metalayer.lineage.columns import column_lineage
 from metalayer.lineage.select import Reach
+from metalayer.planning import months_with_data
 from metalayer.settings import PROJECT_ROOT
 from metalayer.warehouse.build import MonthResult, build_months
 from metalayer.warehouse.pool import transaction

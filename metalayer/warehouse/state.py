@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -19,13 +19,17 @@ from typing import Any
 
 from metalayer.lineage.select import Reach
 
-DELIVERIES = "deliveries"
-"""Name under which a bronze month's input, the deliveries that touch it, is recorded."""
-
 
 @dataclass(frozen=True)
 class Published:
-    """The current version of one month, as `meta.versions` has it."""
+    """The current version of one month, as `meta.versions` has it.
+
+    Attributes:
+        inputs: What it was made from: upstream table -> fingerprint of its months; in bronze
+            delivery id, as text -> what the delivery has in the month.
+        restores: The earlier version that a rollback brought back, or None.
+        is_checked: Whether the table's blocking checks have passed since it was published.
+    """
 
     version: int
     data_version: str
@@ -35,6 +39,8 @@ class Published:
     rows: int
     rows_quarantined: int
     rows_superseded: int
+    restores: int | None = None
+    is_checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,13 @@ class State:
 
     Attributes:
         published: Table -> month -> current version.
-        delivered: Source -> month -> fingerprint of the deliveries that touch the month.
+        delivered: Source -> month -> the live deliveries that touch the month: id, as text -> what
+            it has there (shape, rows, which of them count).
         delivered_rows: Source -> month -> rows they have in the month.
     """
 
     published: Mapping[str, Mapping[date, Published]]
-    delivered: Mapping[str, Mapping[date, str]]
+    delivered: Mapping[str, Mapping[date, Mapping[str, str]]]
     delivered_rows: Mapping[str, Mapping[date, int]]
     _prefixes: dict[str, tuple[list[date], list[str]]] = field(default_factory=dict)
 
@@ -82,27 +89,31 @@ class State:
         return self._prefixes[table]
 
 
-def load_state(cursor: Any, tables: Iterable[str] | None = None) -> State:
-    """Read the state from the warehouse, of `tables` only or of all."""
+def load_state(cursor: Any, tables: Collection[str] | None = None) -> State:
+    """Read the state from the warehouse, of `tables` only or of all.
+
+    What was delivered is left out where no bronze table is asked for.
+    """
+    names = list(tables) if tables is not None else None
     cursor.execute(
         "select table_name, month, version, data_version, code_version, inputs, rows_read, rows, "
-        "rows_quarantined, rows_superseded from meta.versions "
+        "rows_quarantined, rows_superseded, restores, is_checked from meta.versions "
         "where is_current and (%s::text[] is null or table_name = any(%s::text[]))",
-        (list(tables) if tables is not None else None,) * 2,
+        (names, names),
     )
     published: dict[str, dict[date, Published]] = {}
     for table, month, *values in cursor.fetchall():
         published.setdefault(table, {})[month] = Published(*values)
-    cursor.execute(
-        "select d.source, m.month, string_agg(concat_ws(':', d.delivery_id, d.shape, m.rows, "
-        "m.is_replaced, m.superseded_fingerprint), ' ' order by d.delivery_id), sum(m.rows) "
-        "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
-        "where d.status = 'loaded' group by d.source, m.month"
-    )
-    delivered: dict[str, dict[date, str]] = {}
+    delivered: dict[str, dict[date, dict[str, str]]] = {}
     delivered_rows: dict[str, dict[date, int]] = {}
-    for source, month, described, rows in cursor.fetchall():
-        fingerprint = hashlib.sha256(described.encode()).hexdigest()[:32]
-        delivered.setdefault(source, {})[month] = fingerprint
-        delivered_rows.setdefault(source, {})[month] = int(rows)
+    if names is None or any(name.startswith("bronze.") for name in names):
+        cursor.execute(
+            "select d.source, m.month, jsonb_object_agg(d.delivery_id, concat_ws(':', d.shape, "
+            "m.rows, m.is_replaced, m.superseded_fingerprint)), sum(m.rows) "
+            "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
+            "where d.status = 'loaded' group by d.source, m.month"
+        )
+        for source, month, deliveries, rows in cursor.fetchall():
+            delivered.setdefault(source, {})[month] = deliveries
+            delivered_rows.setdefault(source, {})[month] = int(rows)
     return State(published, delivered, delivered_rows)

@@ -1,0 +1,214 @@
+"""Which months of which tables a build would rebuild, and why.
+
+A month is stale when it was built by other code or from other inputs than there are now, or never.
+What stands behind a stale month may have to follow: whether it does is known once the stale month
+is built, since a month rebuilt to the same content stops there.
+
+Does not belong here: how a table is built (`jobs.py`), or running anything (`assets`, through
+Dagster).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+from metalayer.catalog import catalog
+from metalayer.jobs import months_between, table_job
+from metalayer.lineage.select import Reach
+from metalayer.settings import Settings
+from metalayer.warehouse.build import TableJob, is_stale
+from metalayer.warehouse.state import Published, State
+
+#: What each part of a code version stands for, in order.
+_CODE = ("its contract changed", "its SELECT changed", "the functions of MetaLayer changed")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a month would be rebuilt.
+
+    Attributes:
+        kind: "delivery" (of the landed files), "code", "upstream", "forced", or "never built".
+        text: In words, for people.
+        about: The landed file or the upstream table, where there is one.
+    """
+
+    kind: Literal["delivery", "code", "upstream", "forced", "never built"]
+    text: str
+    about: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which months of which tables would be rebuilt, upstream first.
+
+    Attributes:
+        stale: Table -> months that are out of date by themselves.
+        affected: Table -> months that may have to follow, `stale` included.
+        unpublished: Table -> stale months that no reader has seen any version of.
+        unchecked: Table -> published months whose blocking checks have not passed yet.
+        reasons: (table, month) -> why, for every affected month.
+    """
+
+    stale: Mapping[str, set[date]]
+    affected: Mapping[str, set[date]]
+    unpublished: Mapping[str, set[date]]
+    unchecked: Mapping[str, set[date]] = field(default_factory=dict)
+    reasons: Mapping[tuple[str, date], tuple[Reason, ...]] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not any(self.affected.values()) and not any(self.unchecked.values())
+
+
+def plan(
+    state: State,
+    settings: Settings,
+    selected: Collection[str] | None = None,
+    months: set[date] | None = None,
+    *,
+    files: Mapping[str, tuple[str, str]] | None = None,
+    force: bool = False,
+) -> Plan:
+    """Find what is out of date, and what may follow from rebuilding it.
+
+    Args:
+        selected: Tables to consider; None: all.
+        months: Months to build. Months outside of it are left out unless they are published
+            already: what is published is kept in step with what it is made from.
+        files: Delivery id, as text -> (file, status), so that reasons can name them; see
+            `delivered_files`.
+        force: Take the months that are asked for as stale, whatever they were built from.
+    """
+    tables = catalog()
+    stale: dict[str, set[date]] = {}
+    affected: dict[str, set[date]] = {}
+    unpublished: dict[str, set[date]] = {}
+    unchecked: dict[str, set[date]] = {}
+    reasons: dict[tuple[str, date], tuple[Reason, ...]] = {}
+    extent: dict[str, set[date]] = {}
+    for table in tables.specs:
+        extent[table] = months_with_data(table, state).union(
+            *(extent[name] for name in tables.inputs(table))
+        )
+        if selected is not None and table not in selected:
+            continue
+        published = state.published.get(table, {})
+        wanted = extent[table] if months is None else extent[table] & (months | set(published))
+        # Earlier ones, published before the first month was moved, are no partitions any more.
+        wanted = {m for m in wanted if m >= settings.start_month}
+        asked = wanted if months is None else wanted & months
+        job = table_job(table, settings)
+        stale[table] = {m for m in wanted if is_stale(job, state, m) or (force and m in asked)}
+        unpublished[table] = stale[table] - set(published)
+        unchecked[table] = {
+            m for m in wanted - stale[table] if m in published and not published[m].is_checked
+        }
+        behind: dict[date, list[Reason]] = {}
+        for name, reach in tables.inputs(table).items():
+            reached = reached_months(affected.get(name, set()), reach, wanted)
+            for month in reached:
+                text = f"{name} may change" if month not in stale[table] else f"{name} is rebuilt"
+                behind.setdefault(month, []).append(Reason("upstream", text, name))
+        affected[table] = stale[table] | set(behind)
+        for month in sorted(affected[table]):
+            own = _own_reasons(job, state, month, files or {}) if month in stale[table] else []
+            if month in stale[table] and not own:
+                own = [Reason("forced", "rebuilt by force")]
+            reasons[table, month] = (*own, *behind.get(month, ()))
+    return Plan(stale, affected, unpublished, unchecked, reasons)
+
+
+def months_with_data(table: str, state: State) -> set[date]:
+    """Months `table` has rows for, or would have if it were built now.
+
+    Those in which something was delivered (bronze) or any input has rows; a table without inputs
+    spans all months there are. Months once published stay, so that they can become empty.
+    """
+    tables = catalog()
+    spec = tables.specs[table]
+    own = set(state.published.get(table, {}))
+    if spec.layer == "bronze":
+        assert spec.source is not None
+        return own | set(state.delivered.get(spec.source.name, {}))
+    inputs = tables.inputs(table)
+    if not inputs:
+        known = state.delivered_months
+        return own | set(months_between(known[0], known[-1]) if known else ())
+    return own.union(*(set(state.published.get(name, {})) for name in inputs))
+
+
+def reached_months(changed: set[date], reach: Reach, months: set[date]) -> set[date]:
+    """The `months` that a change of an input's months `changed` may touch."""
+    if not changed:
+        return set()
+    if reach is Reach.SAME:
+        return changed & months
+    first = min(changed)
+    if reach is Reach.BEFORE:
+        return {m for m in months if m > first}
+    return {m for m in months if m >= first} if reach is Reach.UP_TO else set(months)
+
+
+def delivered_files(cursor: Any) -> dict[str, tuple[str, str]]:
+    """Delivery id, as text -> its file and its status in the ledger."""
+    cursor.execute("select delivery_id::text, file, status from meta.deliveries")
+    return {number: (file, status) for number, file, status in cursor.fetchall()}
+
+
+def _own_reasons(
+    job: TableJob, state: State, month: date, files: Mapping[str, tuple[str, str]]
+) -> list[Reason]:
+    """Why a month is stale by itself."""
+    published = state.published.get(job.spec.full_name, {}).get(month)
+    inputs = job.inputs(state, month)
+    if published is None:
+        if job.spec.layer == "bronze":
+            return list(_deliveries({}, inputs, files))
+        return [Reason("never built", "never built")]
+    found = list(_code(published, job))
+    if job.spec.layer == "bronze":
+        found += _deliveries(published.inputs, inputs, files)
+    else:
+        found += [
+            Reason("upstream", f"{name} has changed", name)
+            for name, fingerprint in inputs.items()
+            if published.inputs.get(name) != fingerprint
+        ]
+    return found
+
+
+def _code(published: Published, job: TableJob) -> Iterable[Reason]:
+    if published.code_version == job.code_version:
+        return
+    before, now = published.code_version.split("."), job.code_version.split(".")
+    if len(before) != len(now):
+        yield Reason("code", "its contract or SELECT changed")
+        return
+    for was, part, text in zip(before, now, _CODE, strict=True):
+        if was != part:
+            yield Reason("code", text)
+
+
+def _deliveries(
+    before: Mapping[str, str], now: Mapping[str, str], files: Mapping[str, tuple[str, str]]
+) -> Iterable[Reason]:
+    """What came to the deliveries of a bronze month, left them, or counts otherwise now."""
+    for number in sorted(before.keys() | now.keys(), key=lambda n: (len(n), n)):
+        file, status = files.get(number, (f"delivery {number}", ""))
+        if number not in before:
+            text = f"new delivery {file}"
+        elif number not in now:
+            has_left = f"was {status}" if status != "loaded" else "has no rows in it any more"
+            text = f"{file} {has_left}"
+        elif before[number] == now[number]:
+            continue
+        elif before[number].partition(":")[0] != now[number].partition(":")[0]:
+            text = f"{file} was read anew by another contract"
+        else:
+            text = f"other rows of {file} count now"
+        yield Reason("delivery", text, file)
