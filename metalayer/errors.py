@@ -6,6 +6,7 @@
     ├── ContractError             a contract or its SELECT does not fit the others
     ├── LandingError              a landed file is refused
     ├── WarehouseError            PostgreSQL cannot be reached or refuses
+    ├── DiskFullError             a disk has no room left; what is published stands
     └── BuildError                a month failed its audit, or a build could not end
 
 Every message names the thing and the cause; `next_step` says what to do about it.
@@ -59,6 +60,10 @@ class LandingError(MetaLayerError):
 
 class WarehouseError(MetaLayerError):
     """PostgreSQL cannot be started or reached, or refuses what is asked of it."""
+
+
+class DiskFullError(MetaLayerError):
+    """A disk has no room left. It says nothing against the files and rows that were in work."""
 
 
 class BuildError(MetaLayerError):

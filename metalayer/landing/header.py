@@ -19,6 +19,35 @@ _MAX_HEADER_CHARACTERS = 100_000
 _MAX_COLUMNS = 2_000
 
 
+class MissingColumns(LandingError):  # noqa: N818 - a refusal, and what is known of the file
+    """Required columns are not in the header.
+
+    Attributes:
+        missing: The columns.
+        extra: Name and position of each column the contract does not know.
+        last_line: The physical line the header ends on.
+        delimiter: One character.
+        values: Extra column -> distinct values it has in the first records.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        next_step: str,
+        *,
+        missing: tuple[str, ...],
+        extra: tuple[tuple[str, int], ...],
+        last_line: int,
+        delimiter: str,
+    ) -> None:
+        super().__init__(message, next_step)
+        self.missing = missing
+        self.extra = extra
+        self.last_line = last_line
+        self.delimiter = delimiter
+        self.values: dict[str, list[str]] = {}
+
+
 @dataclass(frozen=True)
 class Header:
     """What the header says of every record behind it.
@@ -58,8 +87,8 @@ def read_header(
         required: those of them that must be there.
 
     Raises:
-        LandingError: there is no header, it names none of the columns or not all that are required,
-            or one of them twice.
+        LandingError: there is no header, it names none of the columns, or one of them twice.
+        MissingColumns: it does not name all that are required.
     """
     first_line, begun = _first_lines(lines)
     if not begun:
@@ -76,23 +105,35 @@ def read_header(
             for delimiter in _DELIMITERS
             if (candidate := _candidate(begun[:count], delimiter))
         ),
-        key=lambda c: (len(known.intersection(map(_canonical, c.names))), c.is_closed),
+        key=lambda c: (len(known.intersection(map(canonical, c.names))), c.is_closed),
     )
     names = best.names
     if len(names) > _MAX_COLUMNS:  # spreadsheets may add thousands of empty ones at the end
         names = names[: max((n for n, name in enumerate(names, start=1) if name), default=0)]
-    _check(file_name, names, columns, required)
     position = {
-        name: number for number, name in enumerate(map(_canonical, names), start=1) if name in known
+        name: number for number, name in enumerate(map(canonical, names), start=1) if name in known
     }
+    extra = _extra(names, set(position.values()))
+    last_line = first_line + best.line_count - 1
+    missing = [column for column in required if column not in position]
+    if position and missing:
+        raise MissingColumns(
+            f"{file_name} has no column {', '.join(missing)}; its header is: {_shown(names)}",
+            "Export it again with every required column.",
+            missing=tuple(missing),
+            extra=extra,
+            last_line=last_line,
+            delimiter=best.delimiter,
+        )
+    _check(file_name, names, columns)
     named = [number for number, name in enumerate(names, start=1) if name]
     return Header(
-        last_line=first_line + best.line_count - 1,
+        last_line=last_line,
         delimiter=best.delimiter,
         fewest=max(named),
         most=len(names),
         position=position,
-        extra=_extra(names, set(position.values())),
+        extra=extra,
         missing=tuple(column for column in columns if column not in position),
     )
 
@@ -138,11 +179,11 @@ def _candidate(lines: Sequence[str], delimiter: str) -> _Candidate | None:
         fields = text.split(delimiter)
     if any(line.count(delimiter) >= len(fields) - 1 > 0 for line in lines[1:]):
         return None
-    return _Candidate(len(lines), delimiter, [_name(field) for field in fields], is_closed)
+    return _Candidate(len(lines), delimiter, [plain(field) for field in fields], is_closed)
 
 
-def _name(field: str) -> str:
-    """The name as the file writes it, without quotes and outer whitespace."""
+def plain(field: str) -> str:
+    """A name, or a value, as the file writes it, without quotes and outer whitespace."""
     for escape, plain in (
         (LINE_BREAK, " "),
         (CARRIAGE_RETURN, " "),
@@ -155,26 +196,19 @@ def _name(field: str) -> str:
     return field.strip(BLANKS + '"')
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """A header's name as names are compared: in lower case, blanks and hyphens as `_`."""
     return re.sub(r"[\s-]+", "_", name.lower())
 
 
-def _check(
-    file_name: str, names: Sequence[str], columns: Sequence[str], required: Sequence[str]
-) -> None:
+def _check(file_name: str, names: Sequence[str], columns: Sequence[str]) -> None:
     seen = f"its header is: {_shown(names)}"
-    count = Counter(map(_canonical, names))
+    count = Counter(map(canonical, names))
     if not any(count[column] for column in columns):
         raise LandingError(
             f"{file_name}: no header found; the first line names none of the columns "
             f"{', '.join(columns)}; {seen}",
             "Export it again with a header, or land it under the name of its own source.",
-        )
-    missing = [column for column in required if not count[column]]
-    if missing:
-        raise LandingError(
-            f"{file_name} has no column {', '.join(missing)}; {seen}",
-            "Export it again with every required column.",
         )
     twice = [column for column in columns if count[column] > 1]
     if twice:

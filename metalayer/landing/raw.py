@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from metalayer.errors import LandingError
+from metalayer.outages import is_full_disk
 
 _CHUNK_BYTES = 1024 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -77,7 +78,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         try:
             yield file
         except OSError as error:
-            if error.filename is not None:  # of another file: the disk of the clean lines, perhaps
+            # Of another file: the disk of the clean lines, say. That is no word on this one.
+            if error.filename is not None or is_full_disk(error):
                 raise
             raise _unreadable(path, error) from error
         except LandingError:

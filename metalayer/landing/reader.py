@@ -23,11 +23,13 @@ from pathlib import Path
 import duckdb
 
 from metalayer.errors import LandingError
-from metalayer.landing.header import read_header
+from metalayer.landing.header import MissingColumns, read_header
 from metalayer.landing.judge import LandedColumn, SourceShape
 from metalayer.landing.normalise import clean_lines, normalise
 from metalayer.landing.raw import FileInFlux, Fingerprint, fingerprint
 from metalayer.landing.records import Records
+from metalayer.landing.renames import first_values
+from metalayer.outages import is_full_disk
 
 __all__ = [
     "FileInFlux",
@@ -91,13 +93,18 @@ def parse(
     with _folder_beside(rows_out) as folder:
         lines_path = folder / "lines"
         facts = normalise(path, lines_path)
-        with closing(clean_lines(lines_path)) as lines:
-            header = read_header(
-                path.name,
-                lines,
-                [column.name for column in shape.columns],
-                [column.name for column in shape.columns if column.required],
-            )
+        try:
+            with closing(clean_lines(lines_path)) as lines:
+                header = read_header(
+                    path.name,
+                    lines,
+                    [column.name for column in shape.columns],
+                    [column.name for column in shape.columns if column.required],
+                )
+        except MissingColumns as refusal:
+            with closing(clean_lines(lines_path)) as lines:
+                refusal.values = first_values(lines, refusal)
+            raise
         records = Records(folder, lines_path, facts, header, shape, fallback_month)
         # Beside their destinations: a rename is atomic only within one file system.
         with closing(records), _folder_beside(rejects_out) as rejects_folder:
@@ -107,6 +114,8 @@ def parse(
                 rows_read, rows_rejected, months = records.counts()
                 records.write(rows, rejects)
             except duckdb.OutOfMemoryException as error:
+                if is_full_disk(error):
+                    raise
                 raise LandingError(
                     f"{path.name} does not fit in memory: its lines are too long, up to "
                     f"{facts.longest_line // 1024} kB",

@@ -16,14 +16,14 @@ from sqlalchemy import Engine
 
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
-from metalayer.errors import LandingError
 from metalayer.landing.ledger import register
 from metalayer.settings import Settings
-from metalayer.warehouse.ddl import prepare
+from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import transaction
 from metalayer_tests.story import Platform
 
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
+SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
 SNAPSHOT = "customer_id,customer_name,email,region\n"
 
 
@@ -41,7 +41,7 @@ def platform(tmp_path: Path, database: str, pool: Engine) -> Iterator[Platform]:
     home = tmp_path / "it's [my] home, 100%*?"
     settings = Settings(_env_file=None, home=home, database_url=database)
     with transaction(pool) as connection:
-        prepare(connection, list(catalog().specs.values()))
+        prepare(connection, list(catalog().specs.values()), catalog().selects)
     with dg.DagsterInstance.ephemeral() as instance:
         yield Platform(Warehouse(pool, settings), instance)
 
@@ -191,8 +191,7 @@ def test_the_newest_snapshot_of_a_month_is_all_there_is(platform: Platform) -> N
         (3, "crm_customers_2025-02.csv", 4),
     ]
     assert [e["rows_superseded"] for e in platform.ledger()] == [2, 1, 0]
-    # The correction is withdrawn, as far as that goes: another one takes its name.
-    platform.land(f"crm/{newest}", SNAPSHOT)
+    platform.withdraw(newest)
     assert [row[:2] for row in counting(platform, "crm_customers")][:2] == [
         (1, "crm_customers_2025-01.csv"), (1, "crm_customers_2025-02.csv")
     ]  # fmt: skip
@@ -214,13 +213,25 @@ def test_what_is_needed_and_gone_is_named(platform: Platform) -> None:
     path.unlink()
     platform.land("erp/orders_2.csv", ORDERS + order(1))
     platform.land("erp/orders_3.csv", ORDERS + order(2))
-    with pytest.raises(LandingError) as lost:
-        platform.register()
-    assert "The rows of erp/orders_1.csv are needed" in lost.value.message
-    assert lost.value.next_step == "Land erp/orders_1.csv as it was once more"
-    assert statuses(platform) == [("orders_1.csv", "loaded")]
+    platform.land("erp/erp_sales.csv", SALES + "1,226,7,2,2025-01-05,10.00\n")
+    registration = platform.register()
+    # What needs it waits; another source does not.
+    assert [(d.file, d.status) for d in registration.deliveries] == [
+        ("erp/erp_sales.csv", "loaded")
+    ]
+    assert [s.name for s in registration.skipped] == ["erp/orders_2.csv", "erp/orders_3.csv"]
+    waiting = "nothing new of erp/orders can be taken in: The rows of erp/orders_1.csv are needed"
+    for skipped in registration.skipped:
+        assert skipped.reason.startswith(waiting)
+        assert skipped.reason.endswith(
+            "Land erp/orders_1.csv as it was once more, or take it out with "
+            "`metalayer land --withdraw erp/orders_1.csv`"
+        )
+    assert statuses(platform) == [("orders_1.csv", "loaded"), ("erp_sales.csv", "loaded")]
+    assert platform.balances()
     platform.land("erp/orders_1.csv", ORDERS + order(1))
     assert [key for key, *_ in counting(platform)] == [1, 2]
+    assert platform.register().skipped == []
 
 
 def test_another_first_month_reads_what_is_loaded_again(platform: Platform) -> None:
