@@ -1,4 +1,4 @@
-"""Rows from DuckDB into PostgreSQL as a stream: no row passes through Python.
+"""Rows from DuckDB into PostgreSQL as a stream, and small results back: none passes through Python.
 
 DuckDB writes CSV into a named pipe, psycopg2 copies from it; memory is the pipe's buffer.
 """
@@ -15,6 +15,7 @@ import duckdb
 from psycopg2 import sql
 
 _BUFFER_BYTES = 1 << 20
+_LONGEST_ROW_BYTES = 32 << 20
 
 
 def copy_from_duckdb(
@@ -57,6 +58,22 @@ def copy_from_duckdb(
         if failure:
             raise failure[0]
         return int(cursor.rowcount)
+
+
+def copy_to_duckdb(
+    cursor: Any, memory: duckdb.DuckDBPyConnection, query: sql.Composable, table: str
+) -> None:
+    """Append what a query of PostgreSQL returns to a table of DuckDB with as many columns."""
+    with tempfile.TemporaryDirectory(prefix="metalayer-") as folder:
+        path = Path(folder) / "rows.csv"
+        with path.open("wb") as out:
+            cursor.copy_expert(sql.SQL("copy ({}) to stdout (format csv)").format(query), out)
+        if path.stat().st_size:
+            memory.execute(
+                f"copy {table} from '{quoted(path)}' (format csv, header false, auto_detect false, "
+                "delimiter ',', quote '\"', escape '\"', parallel false, "
+                f"max_line_size {_LONGEST_ROW_BYTES}, buffer_size {2 * _LONGEST_ROW_BYTES})"
+            )
 
 
 def quoted(path: Path) -> str:

@@ -5,6 +5,7 @@ Does not belong here: which deliveries count (`ledger.py`, `settle.py`), or publ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -16,7 +17,11 @@ from metalayer.landing.parsed import parsed_deliveries
 from metalayer.landing.reader import SourceShape
 from metalayer.settings import Settings
 from metalayer.warehouse.ddl import identifiers
+from metalayer.warehouse.evolve import headers_of
 from metalayer.warehouse.stage import Stage
+
+#: Columns of a bronze table that no file has.
+_MACHINERY = ("_extra", "_delivery_id", "_line", "_is_latest", "month")
 
 
 def fill_bronze(
@@ -52,6 +57,7 @@ def fill_bronze(
         values = {
             "_delivery_id": "l.delivery_id",
             "_is_latest": "s.line is null and r.month is null",
+            **_evolved(cursor, memory, stage, shape, list(deliveries)),
         }
         columns = ", ".join(values.get(name, f'p."{name}"') for name in stage.columns)
         paths = ", ".join(f"'{quoted(p)}'" for p in sorted(set(deliveries.values())))
@@ -68,6 +74,40 @@ def fill_bronze(
                 stage.parent, identifiers(stage.columns)
             ),
         )
+
+
+def _evolved(
+    cursor: Any,
+    memory: duckdb.DuckDBPyConnection,
+    stage: Stage,
+    shape: SourceShape,
+    deliveries: Sequence[int],
+) -> dict[str, str]:
+    """How the columns that came with a file, and `_extra` without them, are read from a parse.
+
+    The headers under which each delivery has them become a column of the table `live`.
+    """
+    declared = [*(c.name for c in shape.columns), *_MACHINERY]
+    names = [name for name in stage.columns if name not in declared]
+    if not names:
+        return {}
+    headers = headers_of(cursor, declared, names, deliveries)
+    memory.execute("alter table live add column headers map(varchar, varchar)")
+    memory.executemany(
+        "update live set headers = map(?::varchar[], ?::varchar[]) where delivery_id = ?",
+        [(list(found), list(found.values()), delivery) for delivery, found in headers.items()],
+    )
+    # Keys may be anything, so none is ever written into a path.
+    entries = "cast(cast(p._extra as json) as map(varchar, varchar))"
+    values = {
+        name: f"{entries}[l.headers['{name.replace(chr(39), chr(39) * 2)}']]" for name in names
+    }
+    rest = (
+        f"list_filter(map_entries({entries}), "
+        "lambda e: not list_contains(map_values(l.headers), e.key))"
+    )
+    left_over = f"nullif(cast(to_json(map_from_entries({rest})) as varchar), '{{}}')"
+    return {**values, "_extra": f"case when p._extra is not null then {left_over} end"}
 
 
 def _fetch(

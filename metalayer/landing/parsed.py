@@ -44,15 +44,16 @@ def parsed_deliveries(
     )
     parsed: dict[int, Path] = {}
     for delivery, file, sha256, month in cursor.fetchall():
-        rows, _ = parsed_paths(settings.parsed_dir, shape, sha256, month)
-        if not rows.exists():
+        rows, rejects = parsed_paths(settings.parsed_dir, shape, sha256, month)
+        if not rows.exists() or not rejects.exists():
             try:
                 parse_landed(settings.landing / file, shape, month, sha256, settings.parsed_dir)
             except LandingError as error:
                 raise LandingError(
                     f"The rows of {file} are needed, but neither their parse nor the landed file "
                     f"of that content is there any more ({error.message})",
-                    f"Land {file} as it was once more",
+                    f"Land {file} as it was once more, or take it out with "
+                    f"`metalayer land --withdraw {file}`",
                 ) from error
         parsed[delivery] = rows
     return parsed

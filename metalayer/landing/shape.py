@@ -8,19 +8,69 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import cast, get_args
 
-from metalayer.contracts.contract import TableSpec
+from metalayer.contracts.contract import SourceSpec, TableSpec
 from metalayer.landing.files import LandedFile
 from metalayer.landing.judge import ColumnType
 from metalayer.landing.reader import LandedColumn, SourceShape
 
 _MONTH_IN_NAME = re.compile(r"_(\d{4})-(0[1-9]|1[0-2])(?!\d)")
+#: A column of files that mend rows of other deliveries: it names the row each of theirs stands for.
+REPAIRS_COLUMN = "_repairs"
 #: Raised when the reader gives other rows for the same bytes, so that kept parses are not used.
 _PARSE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the files of one source are read and judged by.
+
+    Attributes:
+        spec: The silver table they feed.
+        shape: What the reader must know of it.
+        version: Fingerprint of what a parse depends on.
+        judged_by: The same, and the limits past which a file that can be read is refused.
+    """
+
+    spec: TableSpec
+    shape: SourceShape
+    version: str
+    judged_by: str
+
+    @property
+    def source(self) -> SourceSpec:
+        """The facts of the source."""
+        assert self.spec.source is not None
+        return self.spec.source
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether a delivery brings the whole state."""
+        return self.source.kind == "snapshot"
+
+    @property
+    def bronze(self) -> str:
+        """The table that holds what was delivered."""
+        return f"bronze.{self.spec.name}"
+
+    @property
+    def contract(self) -> str:
+        """Where the limits are written, for messages."""
+        return f"contracts/{self.spec.layer}/{self.spec.name}.py"
+
+
+def terms_of(spec: TableSpec, first_month: date, today: date) -> Terms:
+    """The terms for files that feed `spec`; months run from `first_month` to today's."""
+    assert spec.source is not None
+    shape = shape_of(spec, first_month, today)
+    version = shape_version(shape)
+    limits = (spec.max_reject_rate, spec.max_rejects, spec.source.max_shrink)
+    parts = (version, limits, spec.source.kind, spec.source.on_new_column)
+    return Terms(spec, shape, version, hashlib.sha256(repr(parts).encode()).hexdigest()[:16])
 
 
 def shape_of(spec: TableSpec, first_month: date, today: date) -> SourceShape:
@@ -66,7 +116,13 @@ def parsed_paths(
     """Where the parsed rows and the rejects of one content are kept."""
     stem = f"{sha256[:40]}-{shape_version(shape)}-{fallback_month:%Y%m}"
     source = folder / shape.name.replace("/", "_")
-    return source / f"{stem}.parquet", source / f"{stem}.rejects.parquet"
+    rows = source / f"{stem}.parquet"
+    return rows, rejects_path(rows)
+
+
+def rejects_path(rows: Path) -> Path:
+    """Where the rejects of a parse are kept, told by where its rows are."""
+    return rows.with_suffix(".rejects.parquet")
 
 
 def delivery_month(file: LandedFile) -> date:

@@ -7,7 +7,9 @@ comment on schema meta is 'The ledger of deliveries, the quarantine, and the ver
 comment on schema months is 'One table for each version of each month; the attached ones are what readers see';
 
 create table if not exists meta.installed (fingerprint text not null);
+alter table meta.installed add column if not exists scripts text not null default '';
 comment on table meta.installed is 'What the schema was last created from; another value means it is out of date';
+comment on column meta.installed.scripts is 'The part of it that is MetaLayer''s own: this schema and the SQL functions';
 
 create table if not exists meta.tables (
     table_name text primary key,
@@ -15,14 +17,32 @@ create table if not exists meta.tables (
     description text not null,
     owner text not null,
     fresh_within interval not null,
-    position integer not null
+    position integer not null,
+    key_columns text not null default '',
+    open_columns text not null default ''
 );
+alter table meta.tables
+    add column if not exists key_columns text not null default '',
+    add column if not exists open_columns text not null default '';
 comment on table meta.tables is 'Facts of each table from its contract, for those who ask the warehouse only';
 comment on column meta.tables.fresh_within is 'How old the newest publish may be';
 comment on column meta.tables.position is 'Upstream tables come before downstream ones';
+comment on column meta.tables.key_columns is 'The columns that identify a row, with commas between';
+comment on column meta.tables.open_columns is 'The columns whose values are not personal, and may be shown';
 
 create table if not exists meta.views (name text primary key, body text not null);
 comment on table meta.views is 'The views beside the tables, as they were created';
+
+create table if not exists meta.evolved_columns (
+    position bigint generated always as identity,
+    table_name text not null,
+    column_name text not null,
+    file text not null,
+    added_at timestamptz not null default now(),
+    primary key (table_name, column_name)
+);
+comment on table meta.evolved_columns is 'Columns of bronze tables that a file brought and no contract declares';
+comment on column meta.evolved_columns.file is 'The first file that had it';
 
 create sequence if not exists meta.leaf_number;
 
@@ -147,6 +167,26 @@ comment on column meta.versions.restores is 'The earlier version that a rollback
 comment on column meta.versions.is_checked is 'Whether the blocking checks of the table have passed since it was published';
 comment on column meta.versions.inputs is 'What it was made from: the fingerprint of each upstream table, or of each delivery';
 
+create table if not exists meta.changed_keys (
+    table_name text not null,
+    month date not null,
+    version integer not null,
+    keys text[] not null,
+    primary key (table_name, month, version),
+    foreign key (table_name, month, version) references meta.versions on delete cascade
+);
+comment on table meta.changed_keys is 'Whose rows a version changed, for tables that are followed by key; none are noted where there are too many';
+
+create table if not exists meta.built_from (
+    table_name text not null,
+    month date not null,
+    version integer not null,
+    inputs jsonb not null,
+    primary key (table_name, month, version),
+    foreign key (table_name, month, version) references meta.versions on delete cascade
+);
+comment on table meta.built_from is 'Which version of each month of its inputs a month of a following table was made from';
+
 create or replace view meta.ledger as
 with landed as (
     select delivery_id, sum(rows) as rows, sum(rows_superseded) as superseded,
@@ -175,14 +215,17 @@ select
     case when d.status = 'loaded'
         then coalesce(l.rows, 0) - coalesce(l.superseded, 0) - coalesce(q.rows, 0) else 0
     end::bigint as rows_loaded,
-    (d.rows_rejected + case when d.status = 'loaded' then coalesce(q.rows, 0) else 0 end)::bigint as rows_rejected,
-    (case when d.status = 'loaded' then coalesce(l.superseded, 0) else coalesce(l.rows, 0) end)::bigint
+    -- A record that a repair stands for counts as superseded, as a row would.
+    (d.rows_rejected + case when d.status = 'loaded' then coalesce(q.rows, 0) - d.rows_repaired else 0 end)::bigint
+        as rows_rejected,
+    (case when d.status = 'loaded' then coalesce(l.superseded, 0) + d.rows_repaired else coalesce(l.rows, 0) end)::bigint
         as rows_superseded,
     coalesce(l.months, '{}') as months,
     d.reason,
     d.extra_columns,
     d.missing_columns,
-    d.registered_at
+    d.registered_at,
+    d.drift
 from meta.deliveries as d
 left join landed as l using (delivery_id)
 left join quarantined as q using (delivery_id);

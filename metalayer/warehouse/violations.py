@@ -1,0 +1,217 @@
+"""Staged rows held against their contract's rules: which row breaks which.
+
+Rows are read back in batches (COPY out, Polars) and validated with Pandera; failed casts travel
+with the row. Only columns that have rules are read.
+
+Does not belong here: the verdict on a month (`audit.py`), or what becomes of a bad row
+(`quarantine.py`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pandera.errors
+import pandera.polars as pa
+import polars as pl
+from psycopg2 import sql
+
+from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema
+from metalayer.lineage.select import FAILED_CASTS, RECORD_SEPARATOR, UNIT_SEPARATOR
+from metalayer.warehouse.leaves import LEAVES
+from metalayer.warehouse.stage import Stage
+
+#: Rows read back at once: the audit's memory is bounded by this, not by the month.
+BATCH_ROWS = 250_000
+_SHOWN_OF_A_VALUE = 200
+#: Columns of a batch that say where in the stage a row is: its leaf, and its place in it.
+ROW, LEAF = "_row", "_leaf"
+
+
+def bad_rows(cursor: Any, stage: Stage) -> Iterator[pl.DataFrame]:
+    """The staged rows that break a rule, in batches, each with what it breaks.
+
+    Yields:
+        `_leaf`, `_row` (its ctid) and `violations`: a list of (column, rule, value), failed casts
+        first.
+    """
+    schema = _audited_schema(stage.spec)
+    for batch in _batches(cursor, stage, schema):
+        merged = _merged(
+            [*_rule_violations(batch, schema, stage.spec), *_cast_violations(batch, stage)]
+        )
+        if merged is not None:
+            yield merged
+
+
+def _audited_schema(spec: TableSpec) -> pa.DataFrameSchema:
+    """The contract's rules on the columns that have any: the others' types PostgreSQL ensures."""
+    schema = pandera_schema(spec)
+    if schema.checks:
+        return schema
+    ruled = {n: c for n, c in schema.columns.items() if c.checks or not c.nullable}
+    return pa.DataFrameSchema(ruled)
+
+
+def _batches(cursor: Any, stage: Stage, schema: pa.DataFrameSchema) -> Iterator[pl.DataFrame]:
+    """The staged rows, some leaves or a part of one at a time, with their leaf and place."""
+    names = list(schema.columns)
+    if stage.tracks_casts:
+        names.append(FAILED_CASTS)
+    columns = {c.name: c for c in stage.spec.stored}
+    selected = [_copied(columns[n]) if n in columns else sql.Identifier(n) for n in names]
+    overrides: dict[str, Any] = {LEAF: pl.String, ROW: pl.String}
+    overrides |= {n: columns[n].dtype if n in columns else pl.String for n in names}
+    for source, condition in _slices(cursor, stage):
+        buffer = io.BytesIO()
+        cursor.copy_expert(
+            sql.SQL(
+                "copy (select {leaf}, s.ctid, {columns} from {source} as s {condition}) "
+                "to stdout (format csv)"
+            ).format(
+                leaf=sql.SQL("tableoid::regclass::text"),
+                columns=sql.SQL(", ").join(selected),
+                source=source,
+                condition=condition,
+            ),
+            buffer,
+        )
+        if buffer.tell() == 0:
+            continue
+        buffer.seek(0)
+        yield pl.read_csv(
+            buffer,
+            has_header=False,
+            new_columns=list(overrides),
+            schema_overrides=list(overrides.values()),
+            infer_schema=False,
+        ).with_columns(pl.col(LEAF).str.strip_prefix(f"{LEAVES}."))
+
+
+def _copied(column: ColumnSpec) -> sql.Composable:
+    name = sql.Identifier(column.name)
+    if column.dtype == pl.Boolean:
+        return sql.SQL("case when {c} then 'true' when not {c} then 'false' end").format(c=name)
+    return name
+
+
+def _slices(cursor: Any, stage: Stage) -> Iterator[tuple[sql.Composable, sql.Composable]]:
+    """Parts of the stage of at most about `BATCH_ROWS` rows each, as (table, where clause)."""
+    cursor.execute(sql.SQL("select count(*) from {}").format(stage.parent))
+    (total,) = cursor.fetchone()
+    if total <= BATCH_ROWS:
+        yield stage.parent, sql.SQL("")
+        return
+    for month in stage.leaves:
+        leaf = stage.leaf(month)
+        cursor.execute(
+            sql.SQL(
+                "select count(*), pg_relation_size({name}) / current_setting('block_size')::int "
+                "from {leaf}"
+            ).format(name=sql.Literal(leaf.as_string(cursor)), leaf=leaf)
+        )
+        rows, blocks = cursor.fetchone()
+        step = max(1, blocks * BATCH_ROWS // max(rows, 1))
+        for first in range(0, blocks, step):
+            yield (
+                leaf,
+                sql.SQL("where s.ctid >= {} and s.ctid < {}").format(
+                    sql.Literal(f"({first},0)"), sql.Literal(f"({first + step},0)")
+                ),
+            )
+
+
+def _rule_violations(
+    batch: pl.DataFrame, schema: pa.DataFrameSchema, spec: TableSpec
+) -> list[pl.DataFrame]:
+    """Rows of (leaf, place, column, rule, value, order) for each rule a row breaks."""
+    try:
+        schema.validate(batch.select(list(schema.columns)), lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        cases = errors.failure_cases.filter(pl.col("index").is_not_null())
+        unplaced = errors.failure_cases.filter(pl.col("index").is_null())
+        if len(unplaced):
+            first = unplaced.row(0, named=True)
+            raise TypeError(
+                f"{spec.full_name}: rule {first['check']!r} failed as a whole: "
+                f"{first['failure_case']}"
+            ) from errors
+        rules = {name: readable_rule(name) for name in cases.get_column("check").unique().to_list()}
+        places = batch.select(LEAF, ROW).with_row_index("index")
+        return [
+            cases.select(
+                pl.col("index").cast(pl.UInt32),
+                pl.when(pl.col("schema_context") == "Column")
+                .then(pl.col("column"))
+                .alias("column"),
+                pl.col("check").replace_strict(rules).alias("rule"),
+                pl.when(pl.col("schema_context") == "Column")
+                .then(pl.col("failure_case").str.slice(0, _SHOWN_OF_A_VALUE))
+                .alias("value"),
+            )
+            .join(places, on="index")
+            .select(LEAF, ROW, "column", "rule", "value", pl.lit(1).alias("order"))
+        ]
+    return []
+
+
+def _cast_violations(batch: pl.DataFrame, stage: Stage) -> list[pl.DataFrame]:
+    if not stage.tracks_casts:
+        return []
+    failed = batch.filter(pl.col(FAILED_CASTS).is_not_null())
+    if failed.is_empty():
+        return []
+    types = {c.name: f"not a {c.type}" for c in stage.spec.stored}
+    parts = pl.col(FAILED_CASTS).str.splitn(UNIT_SEPARATOR, 2)
+    return [
+        failed.select(LEAF, ROW, pl.col(FAILED_CASTS).str.split(RECORD_SEPARATOR))
+        .explode(FAILED_CASTS)
+        .select(
+            LEAF,
+            ROW,
+            parts.struct.field("field_0").alias("column"),
+            parts.struct.field("field_1").alias("value"),
+        )
+        .with_columns(
+            pl.col("column").replace_strict(types, default="not readable").alias("rule"),
+            pl.lit(0).alias("order"),
+        )
+        .select(LEAF, ROW, "column", "rule", "value", "order")
+    ]
+
+
+def readable_rule(check: str) -> str:
+    """A Pandera check's name as a rule a person reads: "greater_than(0)" is "must be > 0"."""
+    operators = {
+        "greater_than_or_equal_to": ">=",
+        "greater_than": ">",
+        "less_than_or_equal_to": "<=",
+        "less_than": "<",
+    }
+    name, _, operand = check.partition("(")
+    operand = operand.removesuffix(")")
+    if name == "not_nullable":
+        return "is required"
+    if name in operators:
+        return f"must be {operators[name]} {operand}"
+    if name == "isin":
+        return f"must be one of {operand.strip('[]')}".replace("'", "")
+    if name == "str_matches":
+        return f"must match {operand}"
+    return check
+
+
+def _merged(violations: list[pl.DataFrame]) -> pl.DataFrame | None:
+    """One row per bad row: leaf, place, and its violations as JSON, failed casts first."""
+    if not violations:
+        return None
+    every = pl.concat(violations)
+    # A value that could not be cast is also missing: the cast is the cause.
+    every = every.sort("order", maintain_order=True).unique(
+        [LEAF, ROW, "column"], keep="first", maintain_order=True
+    )
+    return every.group_by(LEAF, ROW, maintain_order=True).agg(
+        pl.struct("column", "rule", "value").alias("violations")
+    )
