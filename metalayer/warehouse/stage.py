@@ -19,8 +19,7 @@ from psycopg2 import sql
 from metalayer.contracts.contract import TableSpec
 from metalayer.lineage.select import FAILED_CASTS
 from metalayer.warehouse.ddl import identifiers, month_bounds, stored_name
-
-SCHEMA = "months"
+from metalayer.warehouse.leaves import LEAVES
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Stage:
 
     def leaf(self, month: date) -> sql.Identifier:
         """The table in which the rows of `month` wait."""
-        return sql.Identifier(SCHEMA, self.leaves[month])
+        return sql.Identifier(LEAVES, self.leaves[month])
 
 
 def create_stage(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Stage:
@@ -66,7 +65,7 @@ def create_stage(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Stage:
         for month, number in zip(months, numbers, strict=False)
     }
     stem = f"stage_{spec.layer}_{spec.name}_{numbers[-1]}"
-    stage = Stage(spec, sql.Identifier(SCHEMA, stem), names, f"{stem}_outside")
+    stage = Stage(spec, sql.Identifier(LEAVES, stem), names, f"{stem}_outside")
     column = sql.Identifier(spec.month_column)
     extra = sql.SQL(", {} text").format(sql.Identifier(FAILED_CASTS))
     statements = [
@@ -88,31 +87,11 @@ def create_stage(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Stage:
         )
     statements.append(
         sql.SQL("create table {} partition of {} default").format(
-            sql.Identifier(SCHEMA, stage.outside), stage.parent
+            sql.Identifier(LEAVES, stage.outside), stage.parent
         )
     )
     cursor.execute(sql.SQL("; ").join(statements))
     return stage
-
-
-def drop_leftovers(cursor: Any, spec: TableSpec, months: Sequence[date]) -> None:
-    """Drop the leaves of `months` that a build staged and was killed before publishing.
-
-    The caller holds the lock on these months, so no live build owns them. A month with a leftover
-    is not published from it, hence stale, hence comes here with the next build.
-    """
-    cursor.execute(
-        "select c.relname from pg_class as c where c.relnamespace = %s::regnamespace "
-        "and c.relname ~ %s "
-        "and not exists (select from meta.versions as v where v.leaf = c.relname)",
-        (
-            SCHEMA,
-            f"^{spec.layer}_{spec.name}_({'|'.join(f'{m:%Y_%m}' for m in months)})_[0-9]+$",
-        ),
-    )
-    leaves = [sql.Identifier(SCHEMA, leaf) for (leaf,) in cursor.fetchall()]
-    if leaves:
-        cursor.execute(sql.SQL("drop table {}").format(sql.SQL(", ").join(leaves)))
 
 
 def fill_from_select(cursor: Any, stage: Stage, select: str) -> None:
