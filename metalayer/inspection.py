@@ -20,13 +20,14 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
-from psycopg2 import errorcodes
+from psycopg2 import errorcodes, sql
 
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.settings import Settings, without_password
 from metalayer.warehouse.server import SESSION, warehouse_server
 
 _FETCHED_AT_ONCE = 5000
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _SHORT_ZONE = re.compile(r"([+-]\d\d)$")
 
 
@@ -74,6 +75,7 @@ class LedgerEntry:
     reason: str | None
     extra_columns: list[str]
     missing_columns: list[str]
+    drift: list[str]
     registered_at: datetime
 
 
@@ -189,22 +191,25 @@ def ledger(connection: Any) -> list[LedgerEntry]:
         """
         select file, source, sha256, status, rows_read, rows_loaded, rows_rejected,
             rows_superseded, months, delivery_id, reason, extra_columns, missing_columns,
-            registered_at
+            drift, registered_at
         from meta.ledger
         order by delivery_id
         """,
     )
 
 
-@contextlib.contextmanager
-def rejects(connection: Any, of: str | None = None) -> Iterator[tuple[int, Iterator[Reject]]]:
-    """The quarantined rows of a table, a layer, or all: how many, and the rows one by one.
+def quarantine_filter(
+    connection: Any, of: str | None = None, file: str | None = None, month: str | None = None
+) -> sql.Composable:
+    """Which quarantined rows are wanted: SQL over `meta.quarantine as q`, `meta.deliveries as d`.
 
     Args:
-        of: "silver.orders" or "silver"; None: all.
+        of: "silver.orders" or "silver"; None: all tables.
+        file: Its name in the ledger, "erp/orders.csv", or without its folder.
+        month: "2025-01"; None: all, and the rows that could not be placed in one.
 
     Raises:
-        UsageError: for an unknown table, listing the tables.
+        UsageError: for an unknown table, listing the tables; an unknown file; no month.
     """
     with connection.cursor() as cursor:
         cursor.execute("select table_name, layer from meta.tables order by position")
@@ -213,21 +218,49 @@ def rejects(connection: Any, of: str | None = None) -> Iterator[tuple[int, Itera
         if not chosen:
             names = ", ".join(name for name, _ in tables)
             raise UsageError(f"There is no table or layer '{of}'", f"Tables are {names}.")
-        cursor.execute("select count(*) from meta.quarantine where table_name = any(%s)", (chosen,))
+        parts = [sql.SQL("q.table_name = any({}::text[])").format(sql.Literal(chosen))]
+        if file is not None:
+            is_file = sql.SQL("{} in (d.file, split_part(d.file, '/', 2))").format(
+                sql.Literal(file)
+            )
+            cursor.execute(sql.SQL("select from meta.deliveries as d where {}").format(is_file))
+            if not cursor.rowcount:
+                raise UsageError(
+                    f"There is no file '{file}' in the ledger", "`metalayer ledger` lists them."
+                )
+            parts.append(is_file)
+    if month is not None:
+        if not _MONTH.fullmatch(month):
+            raise UsageError(f"'{month}' is no month", "Write it like 2025-01.")
+        parts.append(sql.SQL("to_char(q.month, 'YYYY-MM') = {}").format(sql.Literal(month)))
+    return sql.SQL(" and ").join(parts)
+
+
+@contextlib.contextmanager
+def rejects(connection: Any, wanted: sql.Composable) -> Iterator[tuple[int, Iterator[Reject]]]:
+    """The quarantined rows: how many, and the rows one by one.
+
+    Args:
+        wanted: Which, from `quarantine_filter`.
+    """
+    source = sql.SQL(
+        "from meta.quarantine as q join meta.tables as t using (table_name) "
+        "left join meta.deliveries as d using (delivery_id) where {}"
+    ).format(wanted)
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("select count(*) {}").format(source))
         (count,) = cursor.fetchone()
     with connection.cursor(name="rejects") as cursor:
         cursor.itersize = _FETCHED_AT_ONCE
         cursor.execute(
-            """
-            select q.table_name, to_char(q.month, 'YYYY-MM'), d.file, q.line, q.column_name,
-                q.rule, q.value, q.raw, q.violations
-            from meta.quarantine as q
-            join meta.tables as t using (table_name)
-            left join meta.deliveries as d using (delivery_id)
-            where q.table_name = any(%s)
-            order by t.position, q.month nulls first, q.delivery_id, q.line
-            """,
-            (chosen,),
+            sql.SQL(
+                """
+                select q.table_name, to_char(q.month, 'YYYY-MM'), d.file, q.line, q.column_name,
+                    q.rule, q.value, q.raw, q.violations
+                {}
+                order by t.position, q.month nulls first, q.delivery_id, q.line
+                """
+            ).format(source)
         )
         yield count, (Reject(*row) for row in cursor)
 
@@ -273,8 +306,11 @@ _exact_json = functools.partial(json.loads, parse_float=Decimal)
 
 
 @contextlib.contextmanager
-def ask(connection: Any, query: str) -> Iterator[Answer]:
+def ask(connection: Any, query: str, before: str = "") -> Iterator[Answer]:
     """Run one query of the user's, which can only read, and stream its rows.
+
+    Args:
+        before: What to put before it: with `explain ` it is looked at, and not run.
 
     The text goes to the server as a value, and PL/pgSQL opens a cursor on it: that takes exactly
     one statement, and only one that returns rows. Sent as it is, `commit; drop table x` would be
@@ -291,8 +327,8 @@ def ask(connection: Any, query: str) -> Iterator[Answer]:
     # Lets Ctrl-C cancel a long query.
     psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
     try:
-        with _explained(query), connection.cursor() as cursor:
-            cursor.execute("select set_config('metalayer.query', %s, true)", (query,))
+        with _explained(query, before), connection.cursor() as cursor:
+            cursor.execute("select set_config('metalayer.query', %s, true)", (before + query,))
             # All rows are wanted, not the first few soon.
             cursor.execute("set local cursor_tuple_fraction = 1.0")
             cursor.execute(
@@ -319,7 +355,7 @@ def _streamed(cursor: Any, fetch: str, query: str) -> Iterator[tuple[Any, ...]]:
 
 
 @contextlib.contextmanager
-def _explained(query: str) -> Iterator[None]:
+def _explained(query: str, before: str = "") -> Iterator[None]:
     try:
         yield
     except psycopg2.errors.QueryCanceled:
@@ -332,8 +368,8 @@ def _explained(query: str) -> Iterator[None]:
     except psycopg2.Error as error:
         message = error.diag.message_primary or str(error).strip() or type(error).__name__
         place = error.diag.internal_position
-        if place and error.diag.internal_query == query:
-            message += _pointed(query, int(place))
+        if place and error.diag.internal_query == before + query:
+            message += _pointed(query, int(place) - len(before))
         if error.pgcode == errorcodes.READ_ONLY_SQL_TRANSACTION:
             message = f"`query` only reads: {message}"
         raise WarehouseError(message, error.diag.message_hint or "") from None

@@ -1,25 +1,27 @@
 """Published rows as pandas frames: what `metalayer.read` gives an analyst.
 
-Does not belong here: any writing, or Dagster.
+Does not belong here: any writing, Dagster, or which rows a table had in the past (`asof.py`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 
 import pandas as pd
-import sqlalchemy as sa
+from psycopg2 import sql
 from sqlalchemy import Engine
 
+from metalayer.asof import AsOf, parse_as_of, table_as_of
 from metalayer.catalog import catalog
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.jobs import months_between
 from metalayer.settings import Settings
-from metalayer.warehouse.ddl import next_month
-from metalayer.warehouse.pool import connect_pool
+from metalayer.warehouse.ddl import identifiers, next_month
+from metalayer.warehouse.evolve import evolved_columns, with_evolved
+from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.server import warehouse_server
 
 _MONTHS = re.compile(r"(\d{4})-(\d{2})(?:\.\.(\d{4})-(\d{2}))?")
@@ -27,24 +29,31 @@ _MONTHS = re.compile(r"(\d{4})-(\d{2})(?:\.\.(\d{4})-(\d{2}))?")
 _DTYPES = {"bigint": "Int64", "boolean": "boolean", "text": "string"}
 
 
-def read(table: str, months: str | None = None) -> pd.DataFrame:
+def read(
+    table: str, months: str | None = None, as_of: int | str | date | datetime | None = None
+) -> pd.DataFrame:
     """Read a published table, or some months of it, as a pandas frame.
 
     Args:
         table: "gold.fact_sales".
         months: "2025-01" or "2025-01..2025-03", both ends included; None: all months.
+        as_of: An earlier state. A number is that version of each month that is read. A time is what
+            readers saw at that instant: `datetime` (UTC unless it has a zone), `date` (its first
+            instant), or either as ISO text. None: as it is now.
 
     Returns:
         One row a row, columns as in the contract. Amounts are exact (`decimal.Decimal`), dates
         and times are `datetime64`.
 
     Raises:
-        UsageError: for an unknown table or unreadable months.
-        WarehouseError: when there is no warehouse, the table was never built, or PostgreSQL cannot
-            be reached.
+        UsageError: for an unknown table, unreadable months or time, or a month that has not had
+            that version.
+        WarehouseError: when there is no warehouse, the table was never built, what it was then is
+            not kept any more, or PostgreSQL cannot be reached.
     """
     catalog().spec(table)
     wanted = parse_months(months) if months is not None else None
+    moment = parse_as_of(as_of) if as_of is not None else None
     settings = Settings.load()
     if settings.database_url is None and not settings.pgdata.exists():
         raise WarehouseError(
@@ -54,28 +63,55 @@ def read(table: str, months: str | None = None) -> pd.DataFrame:
     with warehouse_server(settings) as server:
         pool = connect_pool(server.warehouse_url, 1)
         try:
-            return read_months(pool, table, wanted)
+            return read_months(pool, table, wanted, moment)
         finally:
             pool.dispose()
 
 
-def read_months(pool: Engine, table: str, months: Sequence[date] | None = None) -> pd.DataFrame:
-    """Rows of the given months (None: all) over an open pool."""
+def read_months(
+    pool: Engine,
+    table: str,
+    months: Sequence[date] | None = None,
+    as_of: AsOf | None = None,
+) -> pd.DataFrame:
+    """Rows of the given months (None: all), as they are or were, over an open pool."""
     spec = catalog().spec(table)
-    source = sa.table(spec.name, *(sa.column(c.name) for c in spec.columns), schema=spec.layer)
-    query = sa.select(source)
-    month = source.c[spec.month_column]
-    if months is not None:
-        query = query.where(
-            sa.or_(sa.false(), *(sa.and_(month >= m, month < next_month(m)) for m in months))
-        )
-    query = query.order_by(month, *(source.c[name] for name in spec.key))
-    with pool.connect() as connection:
-        if not sa.inspect(connection).has_table(spec.name, schema=spec.layer):
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass(%s) is not null", (table,))
+        if not cursor.fetchone()[0]:
             raise WarehouseError(f"{table} has not been built yet", "Build it: `metalayer build`")
+        spec = with_evolved(spec, evolved_columns(cursor, spec))
+        names = [c.name for c in spec.columns]
+        source: sql.Composable = sql.Identifier(spec.layer, spec.name)
+        if as_of is not None:
+            past = table_as_of(connection, table, as_of, months)
+            source = sql.SQL("({})").format(sql.SQL(past or ""))
+        cursor.execute(
+            sql.SQL("select {columns} from {source} as t where {months} order by {order}").format(
+                columns=identifiers(names),
+                source=source,
+                months=_within(spec.month_column, months),
+                order=identifiers([spec.month_column, *spec.key]),
+            )
+        )
         # Coerced, exact amounts would become floating point numbers.
-        frame = pd.read_sql(query, connection, coerce_float=False)
+        frame = pd.DataFrame.from_records(cursor.fetchall(), columns=names, coerce_float=False)
     return _typed(frame, spec)
+
+
+def _within(column: str, months: Sequence[date] | None) -> sql.Composable:
+    """Condition for the rows of `months`, as ranges that PostgreSQL can prune partitions by."""
+    if months is None:
+        return sql.SQL("true")
+    ranges = [
+        sql.SQL("({c} >= {start} and {c} < {end})").format(
+            c=sql.Identifier(column),
+            start=sql.Literal(month),
+            end=sql.Literal(next_month(month)),
+        )
+        for month in months
+    ]
+    return sql.SQL("({})").format(sql.SQL(" or ").join(ranges)) if ranges else sql.SQL("false")
 
 
 def parse_months(text: str) -> list[date]:

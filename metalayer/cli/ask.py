@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from rich.text import Text
 from metalayer.console import (
     Column,
     ago,
+    as_typed,
     months_shown,
     print_table,
     say,
@@ -33,7 +35,13 @@ if TYPE_CHECKING:
 
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _SHOWN_ROWS = 100
-_STATUS_STYLES = {"loaded": "green", "duplicate": "dim", "superseded": "dim", "rejected": "red"}
+_STATUS_STYLES = {
+    "loaded": "green",
+    "duplicate": "dim",
+    "superseded": "dim",
+    "withdrawn": "dim",
+    "rejected": "red",
+}
 
 
 def status(as_json: _AsJson = False) -> None:
@@ -43,12 +51,12 @@ def status(as_json: _AsJson = False) -> None:
     """
     from metalayer import inspection
 
-    with _warehouse() as (settings, connection):
+    with warehouse_to_read() as (settings, connection):
         tables = inspection.table_status(connection) if connection else []
     if as_json:
-        _write_json(tables)
+        write_json(tables)
     elif not tables:
-        _say_nothing_yet(settings)
+        say_nothing_yet(settings)
     else:
         _print_status(tables)
 
@@ -60,12 +68,12 @@ def ledger(as_json: _AsJson = False) -> None:
     """
     from metalayer import inspection
 
-    with _warehouse() as (settings, connection):
+    with warehouse_to_read() as (settings, connection):
         entries = inspection.ledger(connection) if connection else []
     if as_json:
-        _write_json(entries)
+        write_json(entries)
     elif not entries:
-        _say_nothing_yet(settings)
+        say_nothing_yet(settings)
     else:
         _print_ledger(entries)
 
@@ -78,21 +86,47 @@ def rejects(
         int | None,
         typer.Option("--limit", min=1, help="Show at most so many rows (50, with --json all)."),
     ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="Only rows of this file, like orders_2025-06.csv.")
+    ] = None,
+    month: Annotated[
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only rows of this month.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="FILE", help="Write the rows as a CSV that can be mended."
+        ),
+    ] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Show the rows that break a contract: which rule, which value, which line of which file."""
-    from metalayer import inspection
+    """Show the rows that break a contract: which rule, which value, which line of which file.
 
-    with _warehouse() as (settings, connection):
+    To mend rows: `--export fix.csv`, edit the file, `metalayer land --repair fix.csv`, build.
+    """
+    from metalayer import inspection
+    from metalayer.errors import UsageError
+
+    if export is not None and (as_json or limit is not None):
+        raise UsageError(
+            "--export writes all rows, as CSV", "Leave --json and --limit out, or --export."
+        )
+    with warehouse_to_read() as (settings, connection):
         if connection is None:
             if as_json:
-                _write_json([])
+                write_json([])
             else:
-                _say_nothing_yet(settings)
+                say_nothing_yet(settings)
             return
-        with inspection.rejects(connection, table) as (count, rows):
+        wanted = inspection.quarantine_filter(connection, table, file, month)
+        if export is not None:
+            from metalayer.cli.repair import export_rejects
+
+            export_rejects(connection, settings, wanted, export)
+            return
+        with inspection.rejects(connection, wanted) as (count, rows):
             if as_json:
-                _write_json(itertools.islice(rows, limit))
+                write_json(itertools.islice(rows, limit))
             elif not count:
                 say(f"No quarantined rows{f' of {table}' if table else ''}.")
             else:
@@ -113,20 +147,34 @@ def query(
         Format,
         typer.Option("--format", help=f"A table shows the first {_SHOWN_ROWS} rows."),
     ] = Format.table,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            "--as-of",
+            metavar="TIME|VERSION",
+            help="Read the tables as they were then: 2025-07-01T10:30 (UTC), or version 3.",
+        ),
+    ] = None,
 ) -> None:
-    """Ask the warehouse in SQL. JSON and CSV are streamed, however many rows there are."""
+    """Ask the warehouse in SQL. JSON and CSV are streamed, however many rows there are.
+
+    With `--as-of` every table and view is read as it was, as far as versions of it are kept; what
+    lies in `meta` is as it is now.
+    """
     from metalayer import inspection
     from metalayer.cli.formats import csv_line, json_lines
     from metalayer.errors import UsageError, WarehouseError
 
     if not sql.strip():
         raise UsageError("The query is empty", 'Write one, as in: `metalayer query "select 1"`')
-    with _warehouse() as (settings, connection):
+    with warehouse_to_read() as (settings, connection):
         if connection is None:
             raise WarehouseError(
                 f"Nothing has been built yet at {_place(settings)}",
                 "Start with `metalayer demo`, or `metalayer land` and `metalayer build`.",
             )
+        if as_of is not None:
+            sql = _in_the_past(connection, sql, as_of)
         with inspection.ask(connection, sql) as answer:
             match output:
                 case Format.json:
@@ -139,8 +187,18 @@ def query(
                     _print_answer(answer)
 
 
+def _in_the_past(connection: Any, query: str, as_of: str) -> str:
+    from metalayer import inspection
+    from metalayer.asof import parse_as_of, query_as_of
+
+    moment = parse_as_of(as_of)
+    # What is wrong with the query itself is said in the words that were typed.
+    with inspection.ask(connection, query, before="explain "):
+        return query_as_of(connection, query, moment)
+
+
 @contextlib.contextmanager
-def _warehouse() -> Iterator[tuple[Settings, Any]]:
+def warehouse_to_read() -> Iterator[tuple[Settings, Any]]:
     """The settings, and a connection for reading; None where there is no warehouse yet."""
     from metalayer.inspection import reading
     from metalayer.settings import Settings
@@ -152,7 +210,8 @@ def _warehouse() -> Iterator[tuple[Settings, Any]]:
         yield settings, connection
 
 
-def _say_nothing_yet(settings: Settings) -> None:
+def say_nothing_yet(settings: Settings) -> None:
+    """That there is no warehouse yet, and how to begin."""
     say(f"Nothing has been built yet at {_place(settings)}.")
     say_next(
         ("demo", "builds the sample that comes with MetaLayer"),
@@ -168,7 +227,8 @@ def _place(settings: Settings) -> str:
     return libpq_url(settings.database_shown)
 
 
-def _write_json(values: Iterable[Any]) -> None:
+def write_json(values: Iterable[Any]) -> None:
+    """Print a JSON list, element by element."""
     from metalayer.cli.formats import json_lines
 
     sys.stdout.writelines(json_lines(values))
@@ -247,7 +307,10 @@ def _print_ledger(entries: list[LedgerEntry]) -> None:
         console = stdout()
         console.print(Text("\nRejected files", style="bold"))
         for e in refused:
-            console.print(Text.assemble(shown(e.file), ": ", (shown(e.reason or ""), "dim")))
+            first, *more = (e.reason or "").splitlines() or [""]
+            console.print(Text.assemble(shown(e.file), ": ", (shown(as_typed(first)), "dim")))
+            for line in more:
+                console.print(Text(f"  {shown(line)}", style="dim"))
 
 
 def _print_rejects(count: int, rows: Iterator[Reject]) -> None:

@@ -1,0 +1,50 @@
+"""What PostgreSQL knows of the tables in `months`, each the rows of one version of one month.
+
+Does not belong here: making, filling or moving them (`stage.py`, `publish.py`), or the contracts:
+whoever only asks does without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: Schema of these tables.
+LEAVES = "months"
+
+
+def columns_of(cursor: Any, leaves: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Leaf -> column -> type, columns in their order; none for a leaf that is not there."""
+    cursor.execute(
+        "select c.relname, a.attname, format_type(a.atttypid, a.atttypmod) "
+        "from pg_class as c join pg_attribute as a on a.attrelid = c.oid "
+        "where c.relnamespace = %s::regnamespace and c.relname = any(%s) "
+        "and a.attnum > 0 and not a.attisdropped order by c.relname, a.attnum",
+        (LEAVES, list(leaves)),
+    )
+    found: dict[str, dict[str, str]] = {leaf: {} for leaf in leaves}
+    for leaf, column, kind in cursor.fetchall():
+        found[leaf][column] = kind
+    return found
+
+
+def required_columns_of(cursor: Any, leaf: str) -> set[str]:
+    """The columns of a leaf that PostgreSQL keeps from lacking a value."""
+    cursor.execute(
+        "select attname from pg_attribute where attrelid = to_regclass(%s) and attnum > 0 "
+        "and not attisdropped and attnotnull",
+        (f"{LEAVES}.{leaf}",),
+    )
+    return {name for (name,) in cursor.fetchall()}
+
+
+def has_key(cursor: Any, leaf: str, key: Sequence[str]) -> bool:
+    """Whether PostgreSQL keeps the rows of a leaf unique by exactly these columns."""
+    cursor.execute(
+        "select exists (select from pg_index as i where i.indrelid = to_regclass(%s) "
+        "and i.indisunique and (select array_agg(a.attname::text order by a.attname::text "
+        'collate "C") from pg_attribute as a where a.attrelid = i.indrelid '
+        "and a.attnum = any(i.indkey)) = %s)",
+        (f"{LEAVES}.{leaf}", sorted(key)),
+    )
+    return bool(cursor.fetchone()[0])

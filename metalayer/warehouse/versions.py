@@ -1,0 +1,195 @@
+"""Bringing an earlier version of a month back.
+
+A rollback makes the kept leaf of a version the partition again, which is as quick for a hundred
+rows as for a hundred million, and records that as a version of its own. It takes over what the
+replaced version was made from, so no build undoes it by itself: the month is out of date again when
+its inputs change, while all that is made from it is out of date at once where contents differ.
+
+Does not belong here: putting a leaf in place (`publish.py`), which versions are kept
+(`keeping.py`), or reading them (`metalayer.history`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Engine
+
+from metalayer.contracts.contract import TableSpec
+from metalayer.errors import UsageError, WarehouseError
+from metalayer.warehouse.ddl import stored_name
+from metalayer.warehouse.keeping import Keeping
+from metalayer.warehouse.leaves import columns_of, has_key, required_columns_of
+from metalayer.warehouse.locks import lock_months, unlock_all
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.publish import Publication, publish
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did.
+
+    Attributes:
+        version: The version that readers see now.
+        restores: The one whose rows these are.
+        replaced: The version that readers saw before; `version` itself where nothing was to do.
+        rows: Rows that readers see now.
+    """
+
+    version: int
+    restores: int
+    replaced: int
+    rows: int
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether readers see another version than before."""
+        return self.version != self.replaced
+
+
+def rollback(
+    pool: Engine, spec: TableSpec, month: date, to: int, keeping: Keeping | None = None
+) -> Rollback:
+    """Make version `to` of a month what readers see.
+
+    Waits for a build of the month to end.
+
+    Raises:
+        UsageError: for a bronze table, a month that is not published, or a version that is not
+            kept, listing those that are.
+        WarehouseError: when the version's columns do not fit the table as it is now.
+    """
+    if spec.layer == "bronze":
+        raise UsageError(
+            f"{spec.full_name} holds what was delivered, which a rollback does not undo",
+            "Take a file out with `metalayer land --withdraw FILE`, or land the corrected file "
+            "under the same name; then `metalayer build`.",
+        )
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        try:
+            lock_months(cursor, spec.full_name, [month])
+            kept = _kept(cursor, spec, month)
+            _refuse_what_is_not_kept(cursor, spec, month, to, kept)
+            current, wanted = next(v for v in kept.values() if v.is_current), kept[to]
+            if wanted.leaf == current.leaf:
+                return Rollback(current.version, to, current.version, current.rows)
+            _refuse_misfits(cursor, spec, month, wanted)
+            connection.commit()
+            version = publish(connection, spec, _restoring(month, wanted, current), keeping)
+        finally:
+            if not connection.closed:
+                connection.rollback()
+                unlock_all(cursor)
+                connection.commit()
+    return Rollback(version, to, current.version, wanted.rows)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    version: int
+    is_current: bool
+    leaf: str
+    data_version: str
+    code_version: str
+    inputs: dict[str, str]
+    rows_read: int
+    rows: int
+    rows_quarantined: int
+    rows_superseded: int
+
+
+def _kept(cursor: Any, spec: TableSpec, month: date) -> dict[int, _Kept]:
+    cursor.execute(
+        "select version, is_current, leaf, data_version, code_version, inputs, rows_read, rows, "
+        "rows_quarantined, rows_superseded from meta.versions "
+        "where table_name = %s and month = %s order by version",
+        (spec.full_name, month),
+    )
+    return {version: _Kept(version, *values) for version, *values in cursor.fetchall()}
+
+
+def _refuse_what_is_not_kept(
+    cursor: Any, spec: TableSpec, month: date, to: int, kept: dict[int, _Kept]
+) -> None:
+    if to in kept:
+        return
+    if kept:
+        raise UsageError(
+            f"{spec.full_name} {month:%Y-%m} has no version {to}",
+            f"Kept are {', '.join(map(str, kept))}; `metalayer versions {spec.full_name} "
+            f"{month:%Y-%m}` shows them.",
+        )
+    cursor.execute(
+        "select to_char(min(month), 'YYYY-MM'), to_char(max(month), 'YYYY-MM') "
+        "from meta.versions where table_name = %s",
+        (spec.full_name,),
+    )
+    first, last = cursor.fetchone()
+    raise UsageError(
+        f"{spec.full_name} has no month {month:%Y-%m}",
+        f"Its months are {first} to {last}." if first else "Build it: `metalayer build`.",
+    )
+
+
+def _restoring(month: date, wanted: _Kept, current: _Kept) -> Publication:
+    return Publication(
+        month=month,
+        leaf=wanted.leaf,
+        data_version=wanted.data_version,
+        # Those of the version it replaces: with its own, the next build would take it back.
+        code_version=current.code_version,
+        inputs=current.inputs,
+        rows_read=wanted.rows_read,
+        rows=wanted.rows,
+        rows_quarantined=wanted.rows_quarantined,
+        rows_superseded=wanted.rows_superseded,
+        run_id=None,
+        seconds=0.0,
+        restores=wanted.version,
+    )
+
+
+def _refuse_misfits(cursor: Any, spec: TableSpec, month: date, wanted: _Kept) -> None:
+    """Only a leaf that has what the table has now can become its partition."""
+    held = columns_of(cursor, [wanted.leaf])[wanted.leaf]
+    due = _columns(cursor, spec)
+    required = {c.name for c in spec.stored if not c.nullable} & due.keys()
+    given = required_columns_of(cursor, wanted.leaf)
+    misfits = [
+        *(f"its column {name} is no longer in the table" for name in held if name not in due),
+        *(
+            f"its column {name} is {held[name]}, in the table {due[name]}"
+            for name in held
+            if name in due and held[name] != due[name]
+        ),
+        *(
+            f"it lacks the column {name}, which must have a value"
+            for name in due
+            if name in required and name not in held
+        ),
+        *(
+            f"its column {name} may lack a value, which the contract no longer allows"
+            for name in held
+            if name in required and name not in given
+        ),
+    ]
+    if not misfits and not has_key(cursor, wanted.leaf, spec.key):
+        misfits = [f"its rows have another key than {', '.join(spec.key)}"]
+    if misfits:
+        raise WarehouseError(
+            f"Version {wanted.version} of {spec.full_name} {month:%Y-%m} does not fit the table "
+            f"as it is now: {'; '.join(misfits)}",
+            "Read it as it was with `metalayer query --as-of`. To bring it back, bring back the "
+            "contract it was built with first.",
+        )
+
+
+def _columns(cursor: Any, spec: TableSpec) -> dict[str, str]:
+    cursor.execute(
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute "
+        "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped order by attnum",
+        (".".join(stored_name(spec).strings),),
+    )
+    return dict(cursor.fetchall())
