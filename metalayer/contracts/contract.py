@@ -124,6 +124,8 @@ class TableSpec:
         max_rejects: How many rows of a month may be quarantined; None: any number.
         rows_from: Table each of whose rows must arrive here as one row, or None.
         sums_from: Own column -> "layer.table.column" whose monthly sum it must equal.
+        rows_follow: Column such that a row depends only on the rows of the inputs with the same
+            value in it, or None. A change of a few values then rebuilds their rows alone.
         unknown_member: Values of the member that facts without a match point at, or None.
         views: Name -> SELECT of further views beside the table.
         source: The landed files (silver), the same on the bronze table derived from it.
@@ -141,6 +143,7 @@ class TableSpec:
     max_reject_rate: float
     rows_from: str | None = None
     sums_from: Mapping[str, str] = field(default_factory=dict)
+    rows_follow: str | None = None
     max_rejects: int | None = None
     unknown_member: Mapping[str, Any] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
@@ -334,6 +337,7 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         max_rejects=getattr(facts, "max_rejects", None),
         rows_from=getattr(facts, "rows_from", None),
         sums_from=dict(getattr(facts, "sums_from", {})),
+        rows_follow=getattr(facts, "rows_follow", None),
         unknown_member=getattr(facts, "unknown_member", None),
         views=dict(getattr(facts, "views", {})),
         source=_source(source, where, columns, month) if source is not None else None,

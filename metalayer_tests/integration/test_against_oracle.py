@@ -74,6 +74,8 @@ def test_every_table_equals_the_oracle(
     assert platform.balances()
     oracle = _oracle(platform, paths)
     assert _differences(platform, oracle) == []
+    fates = "select bool_or(is_current), bool_or(not is_current) from gold.dim_customer"
+    assert platform.ask(f"{fates} where is_deleted") == [(True, True)]
     for source, account in oracle.accounts.items():
         table = catalog().sources[source].name
         assert (

@@ -485,6 +485,80 @@ def test_a_customer_has_a_version_per_change(shop: Oracle) -> None:
     ]
 
 
+DELETIONS = ("valid_from", "customer_name", "city", "region", "is_deleted", "is_current")
+
+
+def versions_of(oracle: Oracle, customer: int, *columns: str) -> list[tuple[Any, ...]]:
+    rows = oracle.table("gold.dim_customer").filter(customer_id=customer).sort("valid_from")
+    return rows.select(columns).rows()
+
+
+def test_who_is_missing_from_a_snapshot_is_deleted_until_listed_again(land: Land) -> None:
+    # March has no snapshot, so it deletes nobody.
+    oracle = ask(
+        land("crm/crm_customers", "crm_customers_2025-01.csv", ["1,Ann,,N", "2,Bo,,S"]),
+        land("crm/crm_customers", "crm_customers_2025-02.csv", ["1,Ann,,N"]),
+        land("crm/crm_customers", "crm_customers_2025-04.csv", ["1,Ann,,N", "2,Bo,,W"]),
+    )
+    assert versions_of(oracle, 1, *DELETIONS) == [(NEW_YEAR, "Ann", None, "North", False, True)]
+    assert versions_of(oracle, 2, *DELETIONS) == [
+        (NEW_YEAR, "Bo", None, "South", False, False),
+        (CRM_CHANGES, "Bo", None, "South", True, False),
+        (naive("2025-04-01"), "Bo", None, "West", False, True),
+    ]
+
+
+def test_changes_do_not_bring_a_deleted_customer_back(land: Land) -> None:
+    oracle = ask(
+        land("crm/crm_customers", "crm_customers_2025-01.csv", ["1,Ann,,N", "2,Bo,,S"]),
+        land("crm/crm_customers", "crm_customers_2025-02.csv", ["1,Ann,,N"]),
+        land("crm/crm_customers", "crm_customers_2025-03.csv", ["1,Ann,,N"]),
+        land(
+            "crm/customers",
+            "customers.csv",
+            [
+                "2,Bo,,,,Rome,,,,,2025-02-01",
+                "2,Bo,,,,Oslo,,,,,2025-02-20",
+                # Never listed, so never deleted.
+                "3,Cy,,,,Oslo,,,,,2025-01-10 12:00",
+            ],
+        ),
+    )
+    assert versions_of(oracle, 2, *DELETIONS) == [
+        (NEW_YEAR, "Bo", None, "South", False, False),
+        (CRM_CHANGES, "Bo", "Rome", "South", True, False),
+        (naive("2025-02-20"), "Bo", "Oslo", "South", True, True),
+    ]
+    assert versions_of(oracle, 3, *DELETIONS) == [(ANN_COMES, "Cy", "Oslo", None, False, True)]
+
+
+def test_a_deletion_is_news_and_facts_keep_the_deleted_version(land: Land) -> None:
+    days = {1: "2025-01-31", 2: "2025-02-01"}
+    oracle = ask(
+        land("crm/crm_customers", "crm_customers_2025-01.csv", ["1,Ann,,N", "2,Bo,,S"]),
+        land("crm/crm_customers", "crm_customers_2025-02.csv", ["2,Bo,,S"]),
+        land(
+            "erp/orders",
+            "orders.csv",
+            [
+                *(order(number, order_date=day) for number, day in days.items()),
+                order(3, customer_id=9),
+            ],
+        ),
+    )
+    assert cells(oracle, "gold.fact_orders", "customer_key") == [
+        (version(1, NEW_YEAR),),
+        (version(1, CRM_CHANGES),),
+        (0,),
+    ]
+    assert cells(oracle, "gold.customer_360", "customer_id", "month", "is_deleted") == [
+        (1, JANUARY, False),
+        (1, FEBRUARY, True),
+        (2, JANUARY, False),
+        (9, JANUARY, False),
+    ]
+
+
 def test_products_and_days(shop: Oracle) -> None:
     products = shop.table("gold.dim_product").sort("product_id")
     assert products.rows() == [

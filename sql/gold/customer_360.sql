@@ -130,7 +130,8 @@ versions as (
         email,
         region,
         city,
-        state
+        state,
+        is_deleted
     from gold.dim_customer
     where valid_from < :end and customer_key <> 0
 ),
@@ -145,6 +146,7 @@ profiles as (
         versions.region,
         versions.city,
         versions.state,
+        coalesce(versions.is_deleted, false) as is_deleted,
         months.first_order_on,
         months.last_order_on,
         months.orders,
@@ -193,6 +195,7 @@ select
     region,
     city,
     state,
+    is_deleted,
     first_order_on,
     last_order_on,
     cast(orders as bigint) as orders,

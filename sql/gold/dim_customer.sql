@@ -2,16 +2,112 @@
 -- grain: customer_key (customer_id, valid_from)
 -- What happens to a customer are changes (silver.customers) and snapshots (silver.crm_customers, from the
 -- first instant of their month). After each, the customer is the latest change beside the latest snapshot; a
--- version begins where that differs from what was known before. Of the time before the window only the latest
--- change and snapshot matter.
-with touched as (
+-- version begins where that differs from what was known before. Whoever was listed and is missing from the next
+-- snapshot is deleted from its first instant on, until listed again. Of the time before the window only the
+-- latest change and listing matter, and whether a snapshot followed that listing.
+with last_listings as (
+    select
+        customer_id,
+        max(month) as month
+    from silver.crm_customers
+    where month < :start
+    group by customer_id
+),
+
+snapshots as (
+    select
+        customer_id,
+        month,
+        customer_name,
+        email,
+        region
+    from silver.crm_customers
+    where month >= :start and month < :end
+    union all
+    select
+        earlier.customer_id,
+        earlier.month,
+        earlier.customer_name,
+        earlier.email,
+        earlier.region
+    from silver.crm_customers as earlier
+    inner join last_listings
+        on earlier.customer_id = last_listings.customer_id and earlier.month = last_listings.month
+    where earlier.month < :start
+),
+
+snapshot_months as (
+    select distinct month
+    from snapshots
+),
+
+-- Months before the window are here as far as they are the last of someone; the newest always is. So a deletion
+-- before the window may come out later than it was, yet never inside the window.
+followed_months as (
+    select
+        month,
+        lead(month) over (order by month) as next_snapshot
+    from snapshot_months
+),
+
+listings as (
+    select
+        snapshots.*,
+        followed_months.next_snapshot,
+        lead(snapshots.month) over of_customer as next_listing,
+        lag(followed_months.next_snapshot) over of_customer as expected_month,
+        (snapshots.customer_name, snapshots.email, snapshots.region) as said,
+        lag((snapshots.customer_name, snapshots.email, snapshots.region)) over of_customer as said_before,
+        row_number() over of_customer as number
+    from snapshots
+    inner join followed_months
+        on snapshots.month = followed_months.month
+    window of_customer as (partition by snapshots.customer_id order by snapshots.month)
+),
+
+-- Most snapshots repeat the one before; only those with news go on. Being listed no more is news.
+told as (
+    select
+        customer_id,
+        month,
+        customer_name,
+        email,
+        region,
+        false as is_deleted
+    from listings
+    where number = 1 or said is distinct from said_before or month > expected_month
+    union all
+    select
+        customer_id,
+        next_snapshot as month,
+        customer_name,
+        email,
+        region,
+        true as is_deleted
+    from listings
+    where next_snapshot < next_listing or (next_snapshot is not null and next_listing is null)
+),
+
+touched as (
     select customer_id
     from silver.customers
     where updated_at >= :start and updated_at < :end
     union
     select customer_id
-    from silver.crm_customers
-    where month >= :start and month < :end
+    from told
+    where month >= :start
+),
+
+news as (
+    select
+        customer_id,
+        cast(month as timestamp) as known_from,
+        cast(lead(month) over (partition by customer_id order by month) as timestamp) as known_to,
+        customer_name,
+        email,
+        region,
+        is_deleted
+    from told
 ),
 
 last_changes as (
@@ -20,15 +116,6 @@ last_changes as (
         max(updated_at) as updated_at
     from silver.customers
     where updated_at < :start and customer_id in (select touched.customer_id from touched)
-    group by customer_id
-),
-
-last_snapshots as (
-    select
-        customer_id,
-        max(month) as month
-    from silver.crm_customers
-    where month < :start
     group by customer_id
 ),
 
@@ -64,50 +151,6 @@ changes as (
     where earlier.updated_at < :start
 ),
 
-snapshots as (
-    select
-        customer_id,
-        month,
-        customer_name,
-        email,
-        region
-    from silver.crm_customers
-    where month >= :start and month < :end
-    union all
-    select
-        earlier.customer_id,
-        earlier.month,
-        earlier.customer_name,
-        earlier.email,
-        earlier.region
-    from silver.crm_customers as earlier
-    inner join last_snapshots
-        on earlier.customer_id = last_snapshots.customer_id and earlier.month = last_snapshots.month
-    where earlier.month < :start
-),
-
--- Most snapshots repeat the one before; only those with news go on.
-compared_snapshots as (
-    select
-        *,
-        (customer_name, email, region) as said,
-        lag((customer_name, email, region)) over (partition by customer_id order by month) as said_before,
-        row_number() over (partition by customer_id order by month) as number
-    from snapshots
-),
-
-news as (
-    select
-        customer_id,
-        cast(month as timestamp) as known_from,
-        cast(lead(month) over (partition by customer_id order by month) as timestamp) as known_to,
-        customer_name,
-        email,
-        region
-    from compared_snapshots
-    where number = 1 or said is distinct from said_before
-),
-
 last_changes_at_news as (
     select
         news.customer_id,
@@ -134,7 +177,8 @@ events as (
         changes.created_at,
         news.customer_name as snapshot_name,
         news.email as snapshot_email,
-        news.region
+        news.region,
+        coalesce(news.is_deleted, false) as is_deleted
     from changes
     left join news
         on
@@ -155,7 +199,8 @@ events as (
         changes.created_at,
         news.customer_name as snapshot_name,
         news.email as snapshot_email,
-        news.region
+        news.region,
+        news.is_deleted
     from news
     left join last_changes_at_news
         on
@@ -195,7 +240,8 @@ unified as (
                 case when lower(changed_name) <> lower(snapshot_name) then 'name' end
             ),
             ''
-        ) as disagreements
+        ) as disagreements,
+        is_deleted
     from events
 ),
 
@@ -204,7 +250,7 @@ described as (
         *,
         (
             customer_name, email, phone, city, state, zip, dob, created_at, region,
-            name_source, email_source, disagreements
+            name_source, email_source, disagreements, is_deleted
         ) as attributes
     from unified
 ),
@@ -234,6 +280,7 @@ select
     region,
     name_source,
     email_source,
-    disagreements
+    disagreements,
+    is_deleted
 from compared
 where happened_at >= :start and (number = 1 or attributes is distinct from attributes_before)

@@ -11,8 +11,9 @@ SEGMENTS = ("Prospect", "Champion", "Loyal", "New", "At risk", "Dormant", "Activ
 class Customer360(Contract):
     """One customer and month in which something of theirs happened, as of that month's end.
 
-    Something is a new version of the customer, an order or an invoiced sale; nobody is repeated for
-    months without news, so the newest row is the customer today (`gold.customer_360_current`).
+    Something is a new version of the customer (being deleted is one), an order or an invoiced sale;
+    nobody is repeated for months without news, so the newest row is the customer today
+    (`gold.customer_360_current`).
     Whoever ordered without being known to the CRM is here too, with no profile and key 0.
     Known flaw: as nobody is repeated, recency, scores and segment of the newest row are as of its
     month's end, not of today.
@@ -29,6 +30,7 @@ class Customer360(Contract):
     region: str = column("Sales region of that version", nullable=True)
     city: str = column("City of that version", nullable=True, pii="address")
     state: str = column("State of that version", nullable=True)
+    is_deleted: bool = column("Whether the CRM's snapshot no longer listed the customer by then")
     first_order_on: date = column("Day of the first order not cancelled", nullable=True)
     last_order_on: date = column("Day of the last order not cancelled", nullable=True)
     orders: int = column("Orders ever, cancelled ones left out", ge=0)
@@ -45,6 +47,7 @@ class Customer360(Contract):
 
     class Table:
         owner = "team:customer-data"
+        rows_follow = "customer_id"
         views = {
             "customer_360_current": """
                 select the_row.*

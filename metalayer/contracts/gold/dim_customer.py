@@ -16,9 +16,11 @@ class DimCustomer(Contract):
 
     A version begins when any attribute differs from what was known before. The change feed
     (`silver.customers`) wins over the snapshot (`silver.crm_customers`); the sources and
-    disagreements are kept beside the values. Member 0 stands for every customer that neither source
-    delivered. Known flaws: what the snapshot says counts from the first instant of its month,
-    and who is missing from a later snapshot keeps what an earlier one said.
+    disagreements are kept beside the values. Whoever is missing from the snapshot that follows one
+    they were in is deleted: a version with `is_deleted` and the last known attributes begins, and
+    is the current one until a snapshot lists the customer again. Member 0 stands for every customer
+    that neither source delivered. Known flaws: what the snapshot says, or no longer says, counts
+    from the first instant of its month; who never was in a snapshot is never deleted.
     """
 
     customer_key: int = key("Surrogate key of the version; 0 is the Unknown member")
@@ -40,6 +42,9 @@ class DimCustomer(Contract):
         nullable=True,
         isin=("email", "name", "email,name"),
     )
+    is_deleted: bool = column(
+        "Whether the newest snapshot at that time no longer listed the customer"
+    )
     valid_to: datetime = column(
         "Instant at which the next version begins, UTC; none for the open version",
         nullable=True,
@@ -57,4 +62,5 @@ class DimCustomer(Contract):
             "customer_id": 0,
             "valid_from": datetime(1900, 1, 1),  # noqa: DTZ001 - naive UTC, as stored
             "customer_name": "Unknown",
+            "is_deleted": False,
         }

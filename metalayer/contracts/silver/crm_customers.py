@@ -9,9 +9,10 @@ from metalayer.contracts.silver import NO_VALUE
 class CrmCustomers(Contract):
     """One row per customer and month, from the newest snapshot delivered for that month.
 
-    The snapshot is the CRM's account list and is delivered whole. Known flaws: it says nothing
-    about when within the month an entry changed, and its regions are typed by hand; what is no
-    known region is kept with its words capitalised.
+    The snapshot is the CRM's account list and is delivered whole: who is missing from the next
+    month that has one has been deleted there (see `gold.dim_customer`). Known flaws: it says
+    nothing about when within the month an entry changed or went, and its regions are typed by hand;
+    what is no known region is kept with its words capitalised.
     """
 
     customer_id: int = key("Customer number given by the CRM")

@@ -9,7 +9,7 @@ by key 0, but the tables made here hold only what was delivered.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -38,6 +38,18 @@ def build(
 ) -> dict[str, pl.DataFrame]:
     """Every gold table from the four silver ones; `dim_date` spans first_month to last_month."""
     end = date(last_month.year + last_month.month // 12, last_month.month % 12 + 1, 1)
+    return _compute(silver, IN_ORDER, {"first": first_month, "end": end})
+
+
+def dim_customer(changes: pl.DataFrame, snapshots: pl.DataFrame) -> pl.DataFrame:
+    """The versions of customers from `silver.customers` and `silver.crm_customers` alone."""
+    silver = {"silver.customers": changes, "silver.crm_customers": snapshots}
+    return _compute(silver, ("dim_customer",), {})["gold.dim_customer"]
+
+
+def _compute(
+    silver: Mapping[str, pl.DataFrame], names: Sequence[str], bounds: Mapping[str, date]
+) -> dict[str, pl.DataFrame]:
     gold: dict[str, pl.DataFrame] = {}
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
         connection.execute("create schema silver; create schema gold;")
@@ -46,9 +58,9 @@ def build(
             path = Path(folder) / f"{name}.parquet"
             frame.write_parquet(path)
             connection.execute(f"create table {name} as from read_parquet('{path}')")
-        for name in IN_ORDER:
+        for name in names:
             select = (SELECTS / f"{name}.sql").read_text("utf-8")
-            values = {"first": first_month, "end": end} if "$first" in select else None
+            values = dict(bounds) if "$first" in select else None
             connection.execute(f"create table gold.{name} as {select}", values)
             path = Path(folder) / f"gold.{name}.parquet"
             connection.execute(f"copy gold.{name} to '{path}'")

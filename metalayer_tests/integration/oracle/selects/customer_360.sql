@@ -40,6 +40,7 @@ select
     s.customer_id, s.month,
     coalesce(c.customer_key, 0) as customer_key,
     c.customer_name, c.email, c.region, c.city, c.state,
+    coalesce(c.is_deleted, false) as is_deleted,
     s.first_order_on, s.last_order_on, s.orders, s.lifetime_value,
     s.orders_in_month, s.invoiced_in_month, s.recency_days,
     s.r::bigint as recency_score,

@@ -1,7 +1,12 @@
-with moments as (
+with snapshots as (
+    select distinct month::timestamp as moment from silver.crm_customers
+), members as (
+    select customer_id, min(month) as first_listed from silver.crm_customers group by customer_id
+), moments as (
     select customer_id, updated_at as moment from silver.customers
     union
-    select customer_id, month::timestamp from silver.crm_customers
+    select m.customer_id, s.moment from members as m join snapshots as s
+        on s.moment >= m.first_listed
 ), crm as (
     select *, month::timestamp as moment from silver.crm_customers
 ), seen as (
@@ -15,11 +20,13 @@ with moments as (
         r.customer_name as crm_name,
         r.email as crm_email,
         c.phone, c.city, c.state, c.zip, c.dob, c.created_at,
-        r.region
+        r.region,
+        coalesce(r.moment < s.moment, false) as is_deleted
     from moments as m
     asof left join silver.customers as c
         on c.customer_id = m.customer_id and c.updated_at <= m.moment
     asof left join crm as r on r.customer_id = m.customer_id and r.moment <= m.moment
+    asof left join snapshots as s on s.moment <= m.moment
 ), told as (
     select
         customer_id,
@@ -36,7 +43,8 @@ with moments as (
                 then 'email,name'
             when master_email <> crm_email then 'email'
             when lower(master_name) <> lower(crm_name) then 'name'
-        end as disagreements
+        end as disagreements,
+        is_deleted
     from seen
 ), beside as (
     select
@@ -46,7 +54,7 @@ with moments as (
         lag(city) over w as p4, lag(state) over w as p5, lag(zip) over w as p6,
         lag(dob) over w as p7, lag(created_at) over w as p8, lag(region) over w as p9,
         lag(name_source) over w as p10, lag(email_source) over w as p11,
-        lag(disagreements) over w as p12
+        lag(disagreements) over w as p12, lag(is_deleted) over w as p13
     from told
     window w as (partition by customer_id order by valid_from)
 ), versions as (
@@ -57,12 +65,13 @@ with moments as (
        or zip is distinct from p6 or dob is distinct from p7 or created_at is distinct from p8
        or region is distinct from p9 or name_source is distinct from p10
        or email_source is distinct from p11 or disagreements is distinct from p12
+       or is_deleted is distinct from p13
 )
 select
     key_of(customer_id::varchar || chr(31) || strftime(valid_from, '%Y-%m-%d %H:%M:%S.%f'))
         as customer_key,
     customer_id, valid_from, customer_name, email, phone, city, state, zip, dob, created_at,
-    region, name_source, email_source, disagreements,
+    region, name_source, email_source, disagreements, is_deleted,
     lead(valid_from) over w as valid_to,
     lead(valid_from) over w is null as is_current
 from versions
