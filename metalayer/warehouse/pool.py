@@ -13,7 +13,8 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from metalayer.errors import WarehouseError
+from metalayer.errors import MetaLayerError, WarehouseError
+from metalayer.outages import outage
 from metalayer.warehouse.server import SESSION
 
 
@@ -53,7 +54,9 @@ def transaction(pool: Engine) -> Iterator[Connection]:
     """A raw psycopg2 connection from the pool: committed at the end, rolled back on an error.
 
     Raises:
-        WarehouseError: when the server cannot be reached, naming host and database.
+        WarehouseError: when the server cannot be reached, naming host and database, or when the
+            connection breaks.
+        DiskFullError: when the server, or the work done meanwhile, has no room left.
     """
     try:
         borrowed = pool.raw_connection()
@@ -65,14 +68,24 @@ def transaction(pool: Engine) -> Iterator[Connection]:
     try:
         yield raw
         raw.commit()
-    except BaseException:
+    except BaseException as error:
+        _roll_back(raw)
         if raw.closed:
             borrowed.invalidate()
-        else:
-            raw.rollback()
+        # Whatever of the work it was: reading parsed rows may fill a disk as well.
+        is_told = isinstance(error, MetaLayerError) or not isinstance(error, Exception)
+        known = None if is_told else outage(error)
+        if known is not None:
+            raise known from error
         raise
     finally:
         borrowed.close()
+
+
+def _roll_back(raw: Connection) -> None:
+    """Undo, unless the server does so because it or the connection is gone."""
+    with contextlib.suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
+        raw.rollback()
 
 
 def _unreachable(pool: Engine, error: Exception) -> WarehouseError:

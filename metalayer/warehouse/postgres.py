@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 import psycopg2
 
-from metalayer.errors import ConfigurationError, WarehouseError
+from metalayer.errors import ConfigurationError, MetaLayerError, WarehouseError
+from metalayer.outages import disk_full, is_nearly_full
 from metalayer.warehouse.account import account_for, let_read
 from metalayer.warehouse.tuning import tuned
 
@@ -178,7 +179,12 @@ class Cluster:
                 return True
         return False
 
-    def _did_not_start(self, log_begins: int) -> WarehouseError:
+    def _did_not_start(self, log_begins: int) -> MetaLayerError:
+        if is_nearly_full(self.pgdata):
+            # Neither can it write what is wrong to its log.
+            return disk_full(
+                f"the embedded PostgreSQL in {self.pgdata} did not start", self.pgdata.parent
+            )
         lines: list[str] = []
         with contextlib.suppress(OSError):
             text = self.log.read_bytes()[log_begins:].decode(errors="replace")
@@ -302,14 +308,20 @@ class Cluster:
         main = self.pgdata / "postgresql.conf"
         include = "include_if_exists = 'metalayer.conf'"
         if include not in main.read_text():
-            with main.open("a") as text:
-                text.write(f"\n# MetaLayer's tuning; lines below it win over it.\n{include}\n")
+            told = f"\n# MetaLayer's tuning; lines below it win over it.\n{include}\n"
+            self._write(main, main.read_text() + told)
         lines = ["# Written anew at each start; `alter system` wins over it. See tuning.py."]
         lines += [f"{name} = '{value}'" for name, value in tuned(self.pgdata).items()]
-        tuning = self.pgdata / "metalayer.conf"
-        tuning.write_text("\n".join(lines) + "\n")
+        self._write(self.pgdata / "metalayer.conf", "\n".join(lines) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        """Replace a file of the server's: whole or, when the disk is full, not at all."""
+        aside = path.with_name(f"{path.name}.new")
+        aside.touch(mode=0o600)
+        aside.write_text(text)
         if self._account is not None:
-            self._account.own(tuning)
+            self._account.own(aside)
+        aside.replace(path)
 
     # --- running programs ----------------------------------------------------------------------
 

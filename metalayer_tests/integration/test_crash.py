@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 import psycopg2
 import pytest
-from psycopg2 import sql
 
 from metalayer.assets.headless import BuildOutcome
 from metalayer.sample import generate
@@ -173,26 +172,6 @@ def test_a_build_killed_at_any_instant_is_finished_by_the_next(
 
 def order(number: int, day: str) -> str:
     return f"{number},7,P00001,{day},2,5.00,10.00,PAID\n"
-
-
-def test_what_a_killed_build_staged_is_swept_by_the_next(platform: Platform) -> None:
-    columns = (
-        "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
-    )
-    platform.land("erp/orders.csv", columns + order(1, "2025-01-05") + order(2, "2025-02-05"))
-    assert platform.build("bronze.orders").succeeded
-    staged = ["silver_orders_2025_01_900001", "silver_orders_2025_02_900002"]
-    others = ["silver_orders_2025_03_900003", "silver_orders_x_2025_01_900004"]
-    with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
-        for leaf in (*staged, *others):
-            cursor.execute(
-                sql.SQL("create table {} (like silver.orders)").format(
-                    sql.Identifier("months", leaf)
-                )
-            )
-    assert platform.build("silver.orders").succeeded
-    # Those of months that were built; the rest is nobody's business here.
-    assert sorted(n for (n,) in platform.ask(LEFTOVERS)) == others
 
 
 def test_a_publish_that_dies_half_way_is_none(platform: Platform) -> None:

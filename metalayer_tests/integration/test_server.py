@@ -333,7 +333,7 @@ def test_a_transaction_is_kept_whole_or_undone(database: str) -> None:
 def test_a_lost_connection_is_replaced(database: str) -> None:
     pool = connect_pool(database, 1)
     with (
-        pytest.raises(psycopg2.OperationalError),
+        pytest.raises(WarehouseError, match="connection to PostgreSQL was lost: "),
         transaction(pool) as connection,
         connection.cursor() as cursor,
     ):

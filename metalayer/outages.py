@@ -1,0 +1,125 @@
+"""What befalls a command from outside: a full disk, a connection that broke, told as errors.
+
+PostgreSQL, DuckDB, SQLAlchemy, Dagster and the operating system each have exceptions of their own
+for these, and wrap each other's. They are recognised here, once; an exception that is none of
+them is left to the caller. Handling them (trying again, rolling back) does not belong here.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+from psycopg2 import errorcodes
+
+from metalayer.errors import DiskFullError, MetaLayerError, WarehouseError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_TEXT = re.compile(r"(?i)no space left|disk quota exceeded|not enough space on the disk")
+# DuckDB's own limit for what it spills is nine tenths of the free space.
+_SPILL_TEXT = re.compile(r"max_temp_directory_size|failed to offload")
+# What one of its threads met it hands on as JSON.
+_DUCKDB_CAUSE = re.compile(r'"exception_message":"((?:[^"\\]|\\.)*)"')
+_ENDED = {
+    errorcodes.ADMIN_SHUTDOWN,
+    errorcodes.CRASH_SHUTDOWN,
+    errorcodes.CANNOT_CONNECT_NOW,
+    errorcodes.IDLE_SESSION_TIMEOUT,
+}
+#: With less than a few segments of its log left, PostgreSQL stops without a word to its clients.
+_LEAST_FREE_BYTES = 64 * 1024 * 1024
+
+
+def outage(error: BaseException, home: Path | None = None) -> MetaLayerError | None:
+    """The outage behind an exception as an error for the user; None if there is none.
+
+    Args:
+        error: Looked at with everything it was raised from.
+        home: Where the embedded PostgreSQL lives, whose connections break when its disk is full.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if is_full_disk(link):
+            return disk_full(_first_line(link), home)
+    lost = next((link for link in chain if _is_lost_connection(link)), None)
+    if lost is None:
+        return None
+    if home is not None and is_nearly_full(home):
+        return disk_full(f"PostgreSQL ended, and {home} has no room left", home)
+    return WarehouseError(
+        f"The connection to PostgreSQL was lost: {_first_line(lost)}",
+        "What is published stands; build again to do the rest. `metalayer doctor` shows whether "
+        "the server answers.",
+    )
+
+
+def disk_full(what: str, home: Path | None = None) -> DiskFullError:
+    """A full disk, as an error.
+
+    Args:
+        what: What could not be written, in the words of who tried.
+        home: Named as the place to make room at, where it is known.
+    """
+    where = str(home) if home is not None else "METALAYER_HOME, or PostgreSQL's data folder,"
+    return DiskFullError(
+        f"The disk is full: {what}",
+        f"Free space on the disk that holds {where} and build again; what is published stands.",
+    )
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether this very exception says that a disk is full."""
+    if isinstance(error, psycopg2.Error):
+        return error.pgcode == errorcodes.DISK_FULL or bool(_FULL_TEXT.search(str(error)))
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # DuckDB's are told by their module: commands that only ask do without importing it.
+    if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb"):
+        return bool(_FULL_TEXT.search(str(error)) or _SPILL_TEXT.search(str(error)))
+    return False
+
+
+def is_nearly_full(folder: Path) -> bool:
+    """Whether a folder's disk has no room for PostgreSQL to go on."""
+    try:
+        return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
+    except OSError:
+        return False
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    if not isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+        return False
+    if error.pgcode is not None:
+        return error.pgcode in _ENDED or error.pgcode.startswith("08")
+    # libpq speaks for itself, without a code, when the other side is gone; psycopg2 does so when
+    # it has noticed before.
+    return isinstance(error, psycopg2.OperationalError) or "connection" in str(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all it was raised from or while handling, each once, nearest first."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        link = waiting.pop(0)
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        causes = (link.__cause__, link.__context__, getattr(link, "orig", None))
+        waiting += [cause for cause in causes if isinstance(cause, BaseException)]
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error)
+    within = _DUCKDB_CAUSE.search(text)
+    if within is not None:
+        text = within[1].replace('\\"', '"')
+    return next(iter(text.strip().splitlines()), type(error).__name__)

@@ -1,0 +1,146 @@
+"""What readers see, and how long they wait, while months are published under them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from itertools import count
+from typing import Any
+
+from psycopg2 import sql
+from sqlalchemy import Engine
+
+from metalayer.catalog import catalog
+from metalayer.warehouse.build import TableJob, build_months
+from metalayer.warehouse.pool import connect_pool, transaction
+from metalayer.warehouse.stage import Stage
+
+TABLE = "gold.agg_daily_sales"
+MONTHS = [date(2025, month, 1) for month in range(1, 11)]
+#: Rows and booked amount of a month, in one state and in the other.
+STATES = ((5, 5), (9, 18))
+READERS = 5
+LONGEST_WAIT_SECONDS = 1.0
+
+
+class Author:
+    """Publishes all months again and again, each time in the other state."""
+
+    def __init__(self, pool: Engine) -> None:
+        self._pool = pool
+        self._times = count()
+        self.published = 0
+
+    def publish(self) -> None:
+        time_ = next(self._times)
+        days, amount = STATES[time_ % 2]
+
+        def fill(cursor: Any, stage: Stage, start: date, end: date) -> None:
+            cursor.execute(
+                sql.SQL(
+                    "insert into {} (order_date, orders, units, buyers, booked_amount, revenue, "
+                    "cancelled_amount) select month::date + day, 1, 1, 1, %s, 0, 0 "
+                    "from generate_series(%s::date, %s::date - 1, interval '1 month') as month, "
+                    "generate_series(1, %s) as day"
+                ).format(stage.parent),
+                (amount // days, start, end, days),
+            )
+
+        spec = catalog().spec(TABLE)
+        job = TableJob(spec, str(time_), (), lambda _s, _m: {}, fill, lambda _s, _m: None)
+        results = list(build_months(self._pool, job, MONTHS, workers=2))
+        assert {r.outcome for r in results} == {"published"}
+        self.published += len(results)
+
+
+class Reader(threading.Thread):
+    """Adds up the months over and over on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._pool = connect_pool(url, 1)
+        self._ended = threading.Event()
+        self.looks = 0
+        self.longest = 0.0
+        self.wrong: list[Any] = []
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with transaction(self._pool) as connection, connection.cursor() as cursor:
+                connection.autocommit = True
+                while not self._ended.is_set():
+                    began = time.monotonic()
+                    cursor.execute(
+                        "select date_trunc('month', order_date)::date, count(*), "
+                        f"sum(booked_amount)::int from {TABLE} group by 1 order by 1"
+                    )
+                    months = cursor.fetchall()
+                    self.longest = max(self.longest, time.monotonic() - began)
+                    self.looks += 1
+                    states = {(rows, amount) for _, rows, amount in months}
+                    if [m for m, _, _ in months] != MONTHS or not states <= set(STATES):
+                        self.wrong.append(months)
+        except BaseException as error:  # shown by the test, in its thread
+            self.failure = error
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+        self._pool.dispose()
+
+
+@contextmanager
+def readers(url: str) -> Iterator[list[Reader]]:
+    """Readers at work; at the end none has seen anything but whole months, or waited long."""
+    at_work = [Reader(url) for _ in range(READERS)]
+    for reader in at_work:
+        reader.start()
+    try:
+        yield at_work
+    finally:
+        for reader in at_work:
+            reader.end()
+    for reader in at_work:
+        assert reader.failure is None
+        assert reader.wrong == []
+        assert reader.looks > 20
+        assert reader.longest < LONGEST_WAIT_SECONDS
+
+
+def test_500_publishes_beside_readers(pool: Engine, database: str) -> None:
+    author = Author(pool)
+    author.publish()
+    with readers(database):
+        while author.published < 510:
+            author.publish()
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select month, max(version) from meta.versions where table_name = %s group by 1",
+            (TABLE,),
+        )
+        assert sorted(cursor.fetchall()) == [(month, 51) for month in MONTHS]
+
+
+def test_publishes_end_beside_a_report_that_is_open_all_the_time(
+    pool: Engine, database: str
+) -> None:
+    author = Author(pool)
+    author.publish()
+    reporting = connect_pool(database, 1)
+    try:
+        with transaction(reporting) as connection, connection.cursor() as cursor:
+            cursor.execute(f"declare report cursor for select count(*) over () from {TABLE}")
+            cursor.execute("fetch 1 from report")
+            (seen,) = cursor.fetchone()
+            with readers(database):
+                while author.published < 100:
+                    author.publish()
+            # It goes on with what it saw at its beginning.
+            cursor.execute("fetch all from report")
+            assert cursor.fetchall() == [(seen,)] * (seen - 1)
+    finally:
+        reporting.dispose()
