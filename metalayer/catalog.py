@@ -68,6 +68,15 @@ class Catalog:
         """
         return _upstream(self.specs[table], self.inputs(table))
 
+    def followed_by(self, table: str) -> str | None:
+        """The column by which tables made from `table` follow it; None if none, or several."""
+        columns = {
+            spec.rows_follow
+            for name, spec in self.specs.items()
+            if spec.rows_follow is not None and table in self.inputs(name)
+        }
+        return columns.pop() if len(columns) == 1 else None
+
     def made_from(self, table: str) -> list[str]:
         """The table and every table it is made from, near or far, upstream first."""
         found = {table}
@@ -101,7 +110,7 @@ def catalog() -> Catalog:
     selects = {spec.full_name: _select(spec, specs) for spec in declared}
     _refuse_orphans(specs)
     for spec in declared:
-        _check_references(spec, specs)
+        _check_references(spec, specs, selects[spec.full_name])
     order = _ordered(specs, selects)
     return Catalog(
         {name: specs[name] for name in order},
@@ -164,7 +173,7 @@ def _refuse_shared_names(declared: Iterable[TableSpec]) -> None:
             owners[name] = spec
 
 
-def _check_references(spec: TableSpec, specs: Mapping[str, TableSpec]) -> None:
+def _check_references(spec: TableSpec, specs: Mapping[str, TableSpec], select: Select) -> None:
     where = f"contracts/{spec.layer}/{spec.name}.py"
     pointers = [(c.references.table, c.references.column) for c in spec.columns if c.references]
     pointers += [(t, c) for t, _, c in (p.rpartition(".") for p in spec.sums_from.values())]
@@ -172,6 +181,8 @@ def _check_references(spec: TableSpec, specs: Mapping[str, TableSpec]) -> None:
         pointers.append(
             (spec.rows_from, specs[spec.rows_from].key[0] if spec.rows_from in specs else "")
         )
+    if spec.rows_follow is not None:
+        pointers += [(table, spec.rows_follow) for table in (spec.full_name, *select.inputs)]
     for table, column in pointers:
         if table not in specs:
             raise ContractError(
@@ -250,7 +261,10 @@ def _functions() -> str:
 
 
 #: What a contract says of its table that makes the same rows another month.
-_FACTS_OF_ROWS = ("max_reject_rate", "max_rejects", "rows_from", "sums_from", "unknown_member")
+_FACTS_OF_ROWS = (
+    *("max_reject_rate", "max_rejects", "rows_from", "rows_follow", "sums_from"),
+    "unknown_member",
+)
 
 
 def _rules_in(path: Path) -> str:

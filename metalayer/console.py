@@ -214,11 +214,17 @@ def print_error(message: str, next_step: str = "") -> None:
 
 
 def print_warning(message: str) -> None:
-    """Something the user should look at, to stderr."""
+    """Something the user should look at, to stderr. Several lines stay several."""
+    console = stderr()
+    first, *more = message.rstrip().splitlines() or [""]
     _print(
-        stderr(),
-        Text("warning: ", style="bold yellow").append(shown(message), style="not bold default"),
+        console,
+        Text("warning: ", style="bold yellow").append(
+            shown(as_typed(first)), style="not bold default"
+        ),
     )
+    for line in more:
+        _print(console, Text("         " + shown(as_typed(line))))
 
 
 def as_typed(text: str) -> str:

@@ -7,7 +7,8 @@ Does not belong here: which months to build (`planning.py`), or running anything
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from metalayer.lineage.select import Reach, Select, render
 from metalayer.settings import Settings
 from metalayer.warehouse.build import TableJob
 from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.stage import Stage, fill_from_select
 from metalayer.warehouse.state import State
 
@@ -31,8 +33,11 @@ def table_job(table: str, settings: Settings) -> TableJob:
     tables = catalog()
     spec = tables.specs[table]
     if spec.layer == "bronze":
-        return _bronze_job(spec, tables, settings)
-    return _select_job(spec, tables.selects[table], tables)
+        job = _bronze_job(spec, tables, settings)
+    else:
+        job = _select_job(spec, tables.selects[table], tables)
+    keeping = Keeping(settings.keep_versions, settings.keep_version_days)
+    return replace(job, keeping=keeping, followed=tables.followed_by(table))
 
 
 def months_between(first: date, last: date) -> list[date]:
@@ -89,6 +94,9 @@ def _select_job(spec: TableSpec, select: Select, tables: Catalog) -> TableJob:
         published = state.published.get(rows_from, {}).get(month)
         return published.rows if published else 0
 
+    def select_only(start: date, end: date, keys: Sequence[str]) -> str:
+        return render(select, spec, tables.specs, start, end, keys)
+
     looks_back = any(reach is not Reach.SAME for reach in select.inputs.values())
     return TableJob(
         spec,
@@ -98,4 +106,6 @@ def _select_job(spec: TableSpec, select: Select, tables: Catalog) -> TableJob:
         fill,
         expected,
         _MONTHS_A_WINDOW[looks_back],
+        reaches=select.inputs,
+        select_only=select_only if spec.rows_follow is not None else None,
     )

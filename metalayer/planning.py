@@ -15,12 +15,17 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal
 
+from sqlalchemy import Engine
+
 from metalayer.catalog import catalog
 from metalayer.jobs import months_between, table_job
+from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
 from metalayer.warehouse.build import TableJob, is_stale
-from metalayer.warehouse.state import Published, State
+from metalayer.warehouse.migrate import install, is_installed
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.state import Published, State, load_state
 
 #: What each part of a code version stands for, in order.
 _CODE = ("its contract changed", "its SELECT changed", "the functions of MetaLayer changed")
@@ -50,6 +55,7 @@ class Plan:
         affected: Table -> months that may have to follow, `stale` included.
         unpublished: Table -> stale months that no reader has seen any version of.
         unchecked: Table -> published months whose blocking checks have not passed yet.
+        forced: Table -> months that are rebuilt whether or not they are stale.
         reasons: (table, month) -> why, for every affected month.
     """
 
@@ -57,6 +63,7 @@ class Plan:
     affected: Mapping[str, set[date]]
     unpublished: Mapping[str, set[date]]
     unchecked: Mapping[str, set[date]] = field(default_factory=dict)
+    forced: Mapping[str, set[date]] = field(default_factory=dict)
     reasons: Mapping[tuple[str, date], tuple[Reason, ...]] = field(default_factory=dict)
 
     @property
@@ -89,6 +96,7 @@ def plan(
     affected: dict[str, set[date]] = {}
     unpublished: dict[str, set[date]] = {}
     unchecked: dict[str, set[date]] = {}
+    forced: dict[str, set[date]] = {}
     reasons: dict[tuple[str, date], tuple[Reason, ...]] = {}
     extent: dict[str, set[date]] = {}
     for table in tables.specs:
@@ -101,26 +109,24 @@ def plan(
         wanted = extent[table] if months is None else extent[table] & (months | set(published))
         # Earlier ones, published before the first month was moved, are no partitions any more.
         wanted = {m for m in wanted if m >= settings.start_month}
-        asked = wanted if months is None else wanted & months
+        forced[table] = (wanted if months is None else wanted & months) if force else set()
         job = table_job(table, settings)
-        stale[table] = {m for m in wanted if is_stale(job, state, m) or (force and m in asked)}
+        stale[table] = {m for m in wanted if m in forced[table] or is_stale(job, state, m)}
         unpublished[table] = stale[table] - set(published)
         unchecked[table] = {
             m for m in wanted - stale[table] if m in published and not published[m].is_checked
         }
         behind: dict[date, list[Reason]] = {}
         for name, reach in tables.inputs(table).items():
-            reached = reached_months(affected.get(name, set()), reach, wanted)
-            for month in reached:
-                text = f"{name} may change" if month not in stale[table] else f"{name} is rebuilt"
-                behind.setdefault(month, []).append(Reason("upstream", text, name))
+            for month in reached_months(affected.get(name, set()), reach, wanted):
+                behind.setdefault(month, []).append(Reason("upstream", f"{name} may change", name))
         affected[table] = stale[table] | set(behind)
         for month in sorted(affected[table]):
-            own = _own_reasons(job, state, month, files or {}) if month in stale[table] else []
-            if month in stale[table] and not own:
-                own = [Reason("forced", "rebuilt by force")]
-            reasons[table, month] = (*own, *behind.get(month, ()))
-    return Plan(stale, affected, unpublished, unchecked, reasons)
+            why = behind.get(month, [])
+            if month in stale[table]:
+                why = _own_reasons(job, state, month, files or {})
+            reasons[table, month] = tuple(why or [Reason("forced", "rebuilt by force")])
+    return Plan(stale, affected, unpublished, unchecked, forced, reasons)
 
 
 def months_with_data(table: str, state: State) -> set[date]:
@@ -212,3 +218,36 @@ def _deliveries(
         else:
             text = f"other rows of {file} count now"
         yield Reason("delivery", text, file)
+
+
+def preview(
+    pool: Engine,
+    settings: Settings,
+    selected: Collection[str] | None = None,
+    months: set[date] | None = None,
+    *,
+    force: bool = False,
+    today: date | None = None,
+    progress: Progress | None = None,
+) -> tuple[Plan, Registration]:
+    """What a build would find in the landing zone and rebuild; nothing of it is kept.
+
+    The files are read and registered in a transaction that is taken back, so the plan is the one
+    that a build would make. What stays is the cache of parsed files.
+    """
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        if not is_installed(cursor):
+            install(connection)
+        registration = register_in(
+            cursor, settings, catalog().sources, today=today, progress=progress
+        )
+        found = plan(
+            load_state(cursor),
+            settings,
+            selected,
+            months,
+            files=delivered_files(cursor),
+            force=force,
+        )
+        connection.rollback()
+    return found, registration

@@ -7,7 +7,9 @@ once both sides are built, and only warn: a fact without its customer still coun
 Does not belong here: the questions themselves (see `metalayer.warehouse.checks`).
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -23,7 +25,7 @@ from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale
 from metalayer.warehouse.checks import Finding
 from metalayer.warehouse.pool import transaction
-from metalayer.warehouse.state import State, load_state
+from metalayer.warehouse.state import Published, State, load_state
 
 _DESCRIPTIONS = {
     "contract_satisfied": "Every month that was built kept its contract and is published.",
@@ -41,17 +43,21 @@ def asset_key(table: str) -> dg.AssetKey:
 
 def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
     """The blocking checks of a table."""
+    return [
+        dg.AssetCheckSpec(
+            name, asset=asset_key(spec.full_name), description=_DESCRIPTIONS[name], blocking=True
+        )
+        for name in _blocking_checks(spec)
+    ]
+
+
+def _blocking_checks(spec: TableSpec) -> list[str]:
     names = ["contract_satisfied", "keys_unique", "rows_conserved"]
     if spec.layer == "gold" and any(c.references for c in spec.columns):
         names.append("references_resolve")
     if spec.sums_from:
         names.append("money_conserved")
-    return [
-        dg.AssetCheckSpec(
-            name, asset=asset_key(spec.full_name), description=_DESCRIPTIONS[name], blocking=True
-        )
-        for name in names
-    ]
+    return names
 
 
 def check_table(
@@ -73,44 +79,77 @@ def check_table(
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         # One snapshot for the rows and for what they are compared with.
         cursor.execute("set transaction isolation level repeatable read")
-        job = table_job(spec.full_name, warehouse.settings)
-        state = load_state(cursor, tables.made_from(spec.full_name))
-        published = state.published.get(spec.full_name, {})
-        current = [month for month in published if not is_stale(job, state, month)]
-        months = [month for month in current if not published[month].is_checked]
-        restored = _restored(state)
-        conserving = [month for month in months if month not in restored]
-        asked: dict[str, Callable[[], Finding]] = {
-            "contract_satisfied": lambda: verdict,
-            "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
-            "rows_conserved": lambda: _rows_conserved(
-                cursor, warehouse.settings, job, state, conserving
-            ),
-            "references_resolve": lambda: _all(
-                checks.references_resolve(cursor, spec, c, tables.specs[c.references.table], months)
-                for c in spec.columns
-                if c.references is not None
-            ),
-            "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
-        }
-        findings = {declared.name: asked[declared.name]() for declared in check_specs(spec)}
-    if all(f.passed for name, f in findings.items() if name != "contract_satisfied"):
-        mark_checked(warehouse, spec, {month: published[month].version for month in months})
-    for name, finding in findings.items():
+        asked = ask_checks(cursor, warehouse.settings, spec, tables)
+        connection.commit()
+        # Not in that snapshot: another build may have marked a month meanwhile.
+        mark_checked(cursor, spec, asked)
+    for name, finding in {"contract_satisfied": verdict, **asked.findings}.items():
         yield _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
 
 
-def mark_checked(warehouse: Warehouse, spec: TableSpec, versions: Mapping[date, int]) -> None:
-    """Remember that the blocking checks passed, so that these months are not asked about again."""
-    if not versions:
+@dataclass(frozen=True)
+class Asked:
+    """What the blocking checks of a table found.
+
+    Attributes:
+        findings: Check -> finding.
+        versions: Month -> the version that was asked about, and what it was made from.
+    """
+
+    findings: Mapping[str, Finding]
+    versions: Mapping[date, Published]
+
+
+def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog) -> Asked:
+    """Ask the blocking checks, but for the audit's verdict, about what the transaction sees."""
+    job = table_job(spec.full_name, settings)
+    state = load_state(cursor, tables.made_from(spec.full_name))
+    published = state.published.get(spec.full_name, {})
+    current = [month for month in published if not is_stale(job, state, month)]
+    months = [month for month in current if not published[month].is_checked]
+    restored = _restored(state)
+    conserving = [month for month in months if month not in restored]
+    asked: dict[str, Callable[[], Finding]] = {
+        "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
+        "rows_conserved": lambda: _rows_conserved(cursor, settings, job, state, conserving),
+        "references_resolve": lambda: _all(
+            checks.references_resolve(cursor, spec, c, tables.specs[c.references.table], months)
+            for c in spec.columns
+            if c.references is not None
+        ),
+        "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
+    }
+    findings = {
+        name: asked[name]() for name in _blocking_checks(spec) if name != "contract_satisfied"
+    }
+    return Asked(findings, {month: published[month] for month in months})
+
+
+def failed_checks(spec: TableSpec, asked: Asked) -> list[str]:
+    """What the checks found wrong, a sentence each."""
+    return [
+        f"{spec.full_name}: {finding.description or name}"
+        for name, finding in asked.findings.items()
+        if not finding.passed
+    ]
+
+
+def mark_checked(cursor: Any, spec: TableSpec, asked: Asked) -> None:
+    """Remember what has passed all checks, so that it is not asked about again."""
+    if not asked.versions or failed_checks(spec, asked):
         return
-    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "update meta.versions as v set is_checked = true "
-            "from unnest(%s::date[], %s::int[]) as c (month, version) "
-            "where v.table_name = %s and v.month = c.month and v.version = c.version",
-            (list(versions), list(versions.values()), spec.full_name),
-        )
+    cursor.execute(
+        "update meta.versions as v set is_checked = true "
+        "from unnest(%s::date[], %s::int[], %s::text[]) as c (month, version, inputs) "
+        "where v.table_name = %s and v.month = c.month and v.version = c.version "
+        "and v.inputs = c.inputs::jsonb",
+        (
+            list(asked.versions),
+            [published.version for published in asked.versions.values()],
+            [json.dumps(dict(published.inputs)) for published in asked.versions.values()],
+            spec.full_name,
+        ),
+    )
 
 
 def _restored(state: State) -> set[date]:

@@ -22,17 +22,21 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
 )
 
-from metalayer.assets.checks import asset_key
+from metalayer.assets.atomic import build_atomically
+from metalayer.assets.checks import ask_checks, asset_key, failed_checks, mark_checked
 from metalayer.assets.partitions import to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
+from metalayer.assets.storage import ensure_tables, note_complete
 from metalayer.catalog import catalog
 from metalayer.errors import BuildError
 from metalayer.jobs import month_ranges, months_between, table_job
 from metalayer.planning import Plan, plan, reached_months
 from metalayer.settings import PROJECT_ROOT, Settings
 from metalayer.warehouse.build import MonthResult, build_months, is_stale
+from metalayer.warehouse.keeping import Keeping, prune_expired
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import load_state
+from metalayer.warehouse.sweep import sweep
 
 _AUDIT_CHECK = "contract_satisfied"
 #: A round only follows a round that changed something; more than this is a defect, not a history.
@@ -81,7 +85,9 @@ def dagster_instance(settings: Settings, storage_url: str) -> Iterator[dg.Dagste
     os.environ["DAGSTER_PG_URL"] = storage_url
     # One insert for the events of all months of a step, instead of one for each.
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
+    ensure_tables(storage_url)
     with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+        note_complete(instance, storage_url)
         # As the webserver does: keep a connection open. Otherwise every event opens one, which is
         # most of what a small build would cost.
         instance.optimize_for_webserver(
@@ -109,6 +115,7 @@ def build(
     selected: set[str] | None = None,
     months: set[date] | None = None,
     force: bool = False,
+    atomic: bool = False,
     started: Callable[[Plan], None] | None = None,
     landed: Callable[[MonthResult], None] | None = None,
 ) -> BuildOutcome:
@@ -118,6 +125,7 @@ def build(
         selected: Tables to build; None: all.
         months: Months to build; published ones outside of them follow when they are stale.
         force: Build the selected months of the selected tables although they are up to date.
+        atomic: Publish everything at once, or nothing if anything fails.
         started: Told each round's plan before it runs.
         landed: Told each month's result as it lands, from another thread or this one.
 
@@ -128,7 +136,17 @@ def build(
     given_up: set[tuple[str, date]] = set()
     blocked: set[str] = set()
     listening = replace(warehouse, landed=_both(outcome.months.append, landed))
+    sweep(warehouse.pool)
+    settings = warehouse.settings
+    prune_expired(warehouse.pool, Keeping(settings.keep_versions, settings.keep_version_days))
     _empty_months_before_the_first(listening)
+    _ask_upstream(warehouse, selected, outcome, blocked)
+    if atomic:
+        planned = current_plan(warehouse, selected, months, force=force)
+        if started is not None:
+            started(planned)
+        _build_at_once(listening, instance, planned, outcome)
+        return outcome
     for number in range(_MOST_ROUNDS):
         is_forced = force and number == 0
         planned = current_plan(warehouse, selected, months, force=is_forced)
@@ -139,9 +157,15 @@ def build(
             started(todo)
         before = len(outcome.months)
         # Where some months are left out on purpose, no range may take them along.
-        exactly = months is not None or bool(given_up)
+        exactly = months is not None or bool(given_up) or bool(blocked)
+        tried: set[tuple[str, date]] = set()
         for first, last, tables in _runs(todo, exactly=exactly):
-            _run(listening, instance, first, last, tables, outcome, blocked, force=is_forced)
+            tried |= {(t, m) for t in tables for m in months_between(first, last)}
+            failures = len(blocked) + len(outcome.errors)
+            _run(listening, instance, first, last, tables, outcome, blocked, todo.forced)
+            has_failed = any(r.outcome == "failed" for r in outcome.months[before:])
+            if has_failed or len(blocked) + len(outcome.errors) > failures:
+                break  # what stands behind is left out of the next round's plan
         round_months = outcome.months[before:]
         given_up |= {(r.table, r.month) for r in round_months if r.outcome == "failed"}
         built = {(r.table, r.month) for r in round_months}
@@ -151,12 +175,51 @@ def build(
             for due in (todo.stale, todo.unchecked)
             for table, awaited in due.items()
             for month in awaited
-            if (table, month) not in built and (outcome.errors or blocked)
+            if (table, month) in tried - built and (outcome.errors or blocked)
         }
     raise BuildError(
         f"The build did not come to rest in {_MOST_ROUNDS} rounds",
         "Look with `metalayer build --help` for building some tables only, and report the case",
     )
+
+
+def _ask_upstream(
+    warehouse: Warehouse, selected: set[str] | None, outcome: BuildOutcome, blocked: set[str]
+) -> None:
+    """Ask again the checks that have not passed of tables that are read, but not built."""
+    tables = catalog()
+    read = {name for table in selected or () for name in tables.made_from(table)}
+    for table in tables.specs:
+        if table not in read - (selected or set()):
+            continue
+        spec = tables.specs[table]
+        with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+            asked = ask_checks(cursor, warehouse.settings, spec, tables)
+            mark_checked(cursor, spec, asked)
+        failed = failed_checks(spec, asked)
+        if failed:
+            outcome.failed_checks += failed
+            blocked.add(table)
+
+
+def _build_at_once(
+    warehouse: Warehouse, instance: dg.DagsterInstance, todo: Plan, outcome: BuildOutcome
+) -> None:
+    """Build and publish the plan in one transaction; then let Dagster know."""
+    assert warehouse.landed is not None
+    done = build_atomically(warehouse, todo, warehouse.landed)
+    if not done.succeeded:
+        outcome.months[:] = [r for r in done.months if r.outcome == "failed"]
+        outcome.failed_checks += done.failed_checks
+        outcome.errors.append("Nothing of this build was published: it was to be all or nothing")
+        return
+    # Dagster finds these months up to date and records them, with their checks.
+    built = {t: {r.month for r in done.months if r.table == t} for t in catalog().specs}
+    reported = replace(todo, affected=built, unchecked={})
+    blocked: set[str] = set()
+    for first, last, tables in _runs(reported, exactly=True):
+        quiet = replace(warehouse, landed=None)
+        _run(quiet, instance, first, last, tables, outcome, blocked, {})
 
 
 def _empty_months_before_the_first(warehouse: Warehouse) -> None:
@@ -265,8 +328,7 @@ def _run(
     tables: Sequence[str],
     outcome: BuildOutcome,
     blocked: set[str],
-    *,
-    force: bool,
+    forced: Mapping[str, set[date]],
 ) -> None:
     """One Dagster run over the months `first` to `last` of `tables`."""
     # Loading the definitions takes seconds; commands that build nothing do without them.
@@ -284,9 +346,11 @@ def _run(
             run_config={
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 "ops": {
-                    asset_key(table).to_python_identifier(): {"config": {"force": True}}
+                    asset_key(table).to_python_identifier(): {
+                        "config": {"force_months": [to_key(m) for m in sorted(forced[table])]}
+                    }
                     for table in tables
-                    if force
+                    if forced.get(table)
                 },
             },
         )
@@ -309,7 +373,8 @@ def _run(
 def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[str]) -> None:
     """Keep a step's error, unless the months or checks that failed tell of it already."""
     error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
+    # What an error of ours was raised from is in its words already.
+    while error is not None and error.cause is not None and not _is_ours(error.message):
         error = error.cause
     if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
         # Dagster takes Ctrl-C (and SIGTERM) for a failure of the step; the user meant the build.
@@ -319,6 +384,14 @@ def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[st
         "DagsterAssetCheckFailedError",
     ):
         return
-    outcome.errors.append(f"{(event.step_key or '').replace('__', '.')}: {error.message.strip()}")
+    text = error.message.strip()
+    if _is_ours(text):
+        text = text.partition(": ")[2]
+    outcome.errors.append(f"{(event.step_key or '').replace('__', '.')}: {text}")
     if event.step_key:
         blocked.add(event.step_key.replace("__", ".", 1))
+
+
+def _is_ours(message: str) -> bool:
+    """Whether an error, as Dagster keeps it in text, is one of MetaLayer's own."""
+    return message.startswith("metalayer.")

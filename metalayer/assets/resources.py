@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from metalayer.catalog import catalog
 from metalayer.settings import Settings
 from metalayer.warehouse.build import MonthResult
-from metalayer.warehouse.ddl import prepare
+from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.server import warehouse_server
 
@@ -42,7 +42,7 @@ def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehou
         pool = connect_pool(server.warehouse_url, settings.workers + 1)
         try:
             with transaction(pool) as connection:
-                prepare(connection, list(catalog().specs.values()))
+                prepare(connection, list(catalog().specs.values()), catalog().selects)
             yield Warehouse(pool, settings)
         finally:
             pool.dispose()

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from metalayer.assets.checks import asset_key, check_specs, check_table
 from metalayer.assets.partitions import mapping, monthly, to_key, to_months
@@ -34,9 +35,10 @@ REPORT_AFTER_SECONDS = 2.0
 
 
 class BuildConfig(dg.Config):
-    """What a run may set: `force` rebuilds months that are up to date as well."""
+    """What a run may set: `force` rebuilds months that are up to date as well, or some of them."""
 
     force: bool = False
+    force_months: list[str] = Field(default_factory=list)
 
 
 def landing_key(source: str) -> dg.AssetKey:
@@ -83,7 +85,7 @@ def table_asset(spec: TableSpec, tables: Catalog, start_month: date) -> dg.Asset
         op_tags={"metalayer/table": spec.full_name},
     )
     def build(context: dg.AssetExecutionContext, config: BuildConfig) -> Iterator[Any]:
-        yield from _build(context, spec, tables, lineage, force=config.force)
+        yield from _build(context, spec, tables, lineage, config)
 
     return build
 
@@ -93,8 +95,7 @@ def _build(
     spec: TableSpec,
     tables: Catalog,
     lineage: Callable[[], dg.TableColumnLineage | None],
-    *,
-    force: bool,
+    config: BuildConfig,
 ) -> Iterator[Any]:
     warehouse: Warehouse = context.resources.warehouse
     results: list[MonthResult] = []
@@ -107,7 +108,7 @@ def _build(
             _months_to_build(context, spec, warehouse),
             workers=warehouse.settings.workers,
             run_id=context.run.run_id,
-            force=force,
+            force=config.force or to_months(config.force_months),
         ):
             results.append(result)
             if warehouse.landed is not None:

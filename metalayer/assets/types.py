@@ -34,11 +34,14 @@ class BuildReport:
     @property
     def verdict(self) -> str:
         """Why the report fails its type, or "" when every month passed."""
-        lines = [
+        shown = self.failed[:_SHOWN_FAILURES]
+        problems = [
             f"{self.table} {result.month:%Y-%m} was not published: {result.problem}"
-            for result in self.failed[:_SHOWN_FAILURES]
+            for result in shown
         ]
-        more = len(self.failed) - len(lines)
+        # Examples of the first will do.
+        lines = [*problems[:1], *(problem.partition("\n")[0] for problem in problems[1:])]
+        more = len(self.failed) - len(shown)
         if more > 0:
             lines.append(f"and {more} more months of {self.table}")
         if lines:

@@ -2,6 +2,9 @@
 
     ask.py        status, ledger, rejects, query: read the warehouse, in well under a second
     build.py      land, build
+    plan.py       build --plan
+    versions.py   versions, diff, rollback
+    migrate.py    migrate
     demo.py       demo
     tools.py      generate, doctor
     selection.py  `gold.agg_*`, `+gold.fact_sales`: words to tables
@@ -28,9 +31,10 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from metalayer.cli import ask, build, demo, tools
+from metalayer.cli import ask, build, demo, migrate, tools, versions
 from metalayer.console import PROG, print_error
 from metalayer.errors import MetaLayerError
+from metalayer.outages import outage
 
 #: Command, its line in the list of commands, examples.
 _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
@@ -45,9 +49,15 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         "Take in what has landed, build what is out of date.",
         [
             "build",
+            "build --plan",
             "build gold --months 2025-01..2025-03",
             "build +gold.fact_sales 'gold.agg_*'",
         ],
+    ),
+    (
+        migrate.migrate,
+        "Bring the tables in line with the contracts.",
+        ["migrate --plan", "migrate"],
     ),
     (
         ask.status,
@@ -66,7 +76,23 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         [
             'query "select month, revenue from gold.agg_monthly_sales"',
             'query "select * from gold.fact_sales" --format csv > sales.csv',
+            'query "select count(*) from gold.fact_sales" --as-of 2025-07-01',
         ],
+    ),
+    (
+        versions.versions,
+        "Each kept version of a table's months.",
+        ["versions gold.fact_sales", "versions gold.fact_sales 2025-01"],
+    ),
+    (
+        versions.diff,
+        "How two versions of a month differ.",
+        ["diff gold.fact_sales 2025-01 1 2"],
+    ),
+    (
+        versions.rollback,
+        "Bring an earlier version of a month back.",
+        ["rollback gold.fact_sales 2025-01 --to 1"],
     ),
     (
         tools.generate,
@@ -144,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 130
     except Exception as error:
         # Dagster has an exception of its own for Ctrl-C.
-        code = 130 if "Interrupted" in type(error).__name__ else _defect(error)
+        code = 130 if "Interrupted" in type(error).__name__ else _failed(error)
     finally:
         _flush()
     return code or 0
@@ -171,6 +197,21 @@ def _wrong_usage(error: TyperException) -> int:
     message = error.format_message().strip()
     print_error(message.removesuffix("."), f"`{command} --help` shows how it is called.")
     return error.exit_code
+
+
+def _failed(error: Exception) -> int:
+    """An error from outside, or one that nobody foresaw."""
+    home = None
+    with contextlib.suppress(Exception):
+        from metalayer.settings import Settings
+
+        settings = Settings.load()
+        home = settings.home if settings.database_url is None else None
+    known = outage(error, home)
+    if known is None:
+        return _defect(error)
+    print_error(known.message, known.next_step)
+    return known.exit_code
 
 
 def _defect(error: Exception) -> int:

@@ -42,6 +42,14 @@ def land(
         str | None,
         typer.Option("--source", help="What they are, like erp/orders; else told by their names."),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="They are from `rejects --export`: land what was changed."),
+    ] = False,
+    withdraw: Annotated[
+        bool,
+        typer.Option("--withdraw", help="They have landed: take them out, as if never come."),
+    ] = False,
 ) -> None:
     """Copy exports into the landing zone; each appears there whole or not at all.
 
@@ -50,6 +58,22 @@ def land(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    if withdraw:
+        from metalayer.cli.withdraw import withdraw_files
+
+        if repair or source is not None:
+            raise UsageError(
+                "--withdraw takes files that have landed", "Leave --repair and --source out"
+            )
+        withdraw_files([str(file) for file in files], settings)
+        return
+    if repair:
+        from metalayer.cli.repair import land_repairs
+
+        if source is not None:
+            raise UsageError("A repair names its sources itself", "Leave --source out")
+        land_repairs(files, settings)
+        return
     with working(LOADING):
         from metalayer.catalog import catalog
         from metalayer.landing.files import land as land_files
@@ -79,7 +103,16 @@ def build(
             help="Only these, and what is published of the others and out of date.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be rebuilt and why; do nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rebuild the selection although it is up to date.")
+    ] = False,
+    atomic: Annotated[
+        bool, typer.Option("--atomic", help="Publish everything at once, or nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Take in what has landed and build every month that is out of date, through Dagster.
 
@@ -91,17 +124,23 @@ def build(
     settings = Settings.load()
     with working(LOADING):
         from metalayer.catalog import catalog
-        from metalayer.cli import running
         from metalayer.cli.selection import select_tables
 
     selected = select_tables(selection or [], catalog())
     wanted = _months(months, settings) if months is not None else None
+    if plan:
+        _plan(settings, selected, wanted, force=force, as_json=as_json)
+        return
+    with working(LOADING):
+        from metalayer.cli import running
     with running.platform(settings) as (warehouse, instance):
         done = running.run(
             warehouse,
             instance,
             selected=selected,
             months=wanted,
+            force=force,
+            atomic=atomic,
             registered=None if as_json else _print_registration,
         )
     if as_json:
@@ -113,6 +152,24 @@ def build(
     if done.failures:
         print_failures(done)
         raise typer.Exit(1)
+
+
+def _plan(
+    settings: Settings,
+    selected: set[str] | None,
+    months: set[date] | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from metalayer.cli.plan import make_plan, print_plan, write_plan_json
+
+    found, registration = make_plan(settings, selected, months, force=force)
+    if as_json:
+        write_plan_json(found, registration)
+    else:
+        _print_registration(registration)
+        print_plan(found)
 
 
 def say_registered(registration: Registration) -> None:
@@ -135,6 +192,10 @@ def _print_registration(registration: Registration) -> None:
 def print_failures(done: Build) -> None:
     """What failed, and what to do about it."""
     lines = [line for failure in done.failures for line in failure.splitlines()]
+    if len(lines) > _MOST_LINES and len(done.failures) > 1:
+        # What failed comes before the examples, but for those of the first.
+        first, *others = done.failures
+        lines = [*first.splitlines(), *(failure.partition("\n")[0] for failure in others)]
     more = len(lines) - _MOST_LINES
     if more > 0:
         lines = [*lines[:_MOST_LINES], f"and {more} lines more; --json gives all"]

@@ -68,12 +68,7 @@ class Build:
     @property
     def warnings(self) -> list[str]:
         """What should be looked at, though nothing failed."""
-        drift = [
-            f"{d.file} has columns that no contract declares: {', '.join(d.extra_columns)} "
-            "(kept in _extra)"
-            for d in self.registration.deliveries
-            if d.extra_columns
-        ]
+        drift = [f"{d.file}: {said}" for d in self.registration.deliveries for said in d.drift]
         return [*drift, *_once(self.outcome.warnings)]
 
     def as_json(self) -> dict[str, Any]:
@@ -91,6 +86,8 @@ class Build:
                     "rows_rejected": d.rows_rejected,
                     "months": [f"{m:%Y-%m}" for m in d.months],
                     "extra_columns": d.extra_columns,
+                    "missing_columns": d.missing_columns,
+                    "drift": d.drift,
                     "reason": d.reason,
                 }
                 for d in self.registration.deliveries
@@ -120,6 +117,8 @@ def run(
     *,
     selected: set[str] | None = None,
     months: set[date] | None = None,
+    force: bool = False,
+    atomic: bool = False,
     registered: Callable[[Registration], None] | None = None,
 ) -> Build:
     """Register what has landed and build what is out of date, showing progress.
@@ -140,6 +139,8 @@ def run(
             instance,
             selected=selected,
             months=months,
+            force=force,
+            atomic=atomic,
             started=progress.started,
             landed=progress.landed,
         )

@@ -11,7 +11,7 @@ Belongs here: text in, text and facts out. Does not belong here: connections, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
@@ -53,6 +53,14 @@ class Reach(StrEnum):
         if len(both) == 1:
             return self
         return Reach.ALL if Reach.ALL in both else Reach.UP_TO
+
+    def covers(self, read: date, month: date) -> bool:
+        """Whether `month` is made from the month `read` of the upstream table."""
+        if self is Reach.SAME:
+            return read == month
+        if self is Reach.BEFORE:
+            return read < month
+        return self is Reach.ALL or read <= month
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,18 @@ def parse_select(path: Path, table: TableSpec, specs: Mapping[str, TableSpec]) -
 
 
 def render(
-    select: Select, table: TableSpec, specs: Mapping[str, TableSpec], start: date, end: date
+    select: Select,
+    table: TableSpec,
+    specs: Mapping[str, TableSpec],
+    start: date,
+    end: date,
+    only: Sequence[str] | None = None,
 ) -> str:
     """The SELECT as PostgreSQL text for the months `[start, end)`.
+
+    Args:
+        only: Values, as text, of the column that the table's rows follow: of all inputs the rows
+            with these are read, and no others.
 
     The columns are the contract's stored ones, in order; a table fed from landed files has
     `FAILED_CASTS` besides.
@@ -116,6 +133,8 @@ def render(
         upstream = specs[_full_name(source)]
         _blank_null_tokens(source, table, upstream)
         _read_stored(source, upstream, read)
+        if only is not None:
+            _read_only(source, upstream, table, only)
     casts = _track_casts(tree, table) if table.source is not None else None
     portable = tree.transform(_to_postgres)
     sql = portable.sql(dialect="postgres", pretty=True, comments=False)
@@ -246,6 +265,20 @@ def _read_stored(source: exp.Table, upstream: TableSpec, read: set[str]) -> None
         name = source.alias_or_name
         source.set("this", exp.to_identifier(upstream.stored_name))
         source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+
+
+def _read_only(
+    source: exp.Table, upstream: TableSpec, table: TableSpec, values: Sequence[str]
+) -> None:
+    """Read no rows but those with one of the values in the column that `table` follows."""
+    assert table.rows_follow is not None
+    column = upstream.column(table.rows_follow)
+    listed = [exp.cast(exp.Literal.string(value), column.type) for value in values]
+    name = source.alias_or_name
+    plain = exp.Table(this=source.this.copy(), db=source.args["db"].copy())
+    reading = exp.select("*").from_(plain).where(exp.column(column.name, quoted=True).isin(*listed))
+    # Pulled up by the planner, so partitions are still pruned by the outer WHERE.
+    source.replace(reading.subquery(name))
 
 
 def _untokened(column: ColumnSpec, tokens: tuple[str, ...]) -> str:

@@ -10,33 +10,46 @@ Does not belong here: which months to build (the callers decide), Dagster, or la
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from typing import Any, Literal
 
 from psycopg2 import sql
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
+from metalayer.lineage.select import Reach
 from metalayer.warehouse.audit import MonthAudit, audit_stage, judge
 from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.evolve import evolve
+from metalayer.warehouse.following import (
+    changed_keys,
+    compute,
+    fill_from_computed,
+    keys_to_rebuild,
+    note_changed_keys,
+    note_inputs,
+)
+from metalayer.warehouse.keeping import Keeping
+from metalayer.warehouse.leaves import LEAVES
+from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import Publication, confirm, publish
 from metalayer.warehouse.stage import (
-    SCHEMA,
     Stage,
     create_stage,
     data_versions,
-    drop_leftovers,
     finish_stage,
 )
 from metalayer.warehouse.state import State, load_state
+from metalayer.warehouse.sweep import drop_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +68,11 @@ class TableJob:
         fill: (cursor, stage, start, end) writes the rows of months `[start, end)` to the stage.
         rows_expected: (state, month) -> rows that must come in, or None where the grain changes.
         months_a_window: How many months one statement may fill.
+        keeping: Which earlier versions of a month are kept.
+        reaches: Tables that the rows are made from -> which months of them.
+        followed: The column by which other tables follow this one, or None.
+        select_only: (start, end, values) -> the SELECT over the rows of the inputs that have these
+            values in the column that this table follows; None if it follows none.
     """
 
     spec: TableSpec
@@ -64,6 +82,10 @@ class TableJob:
     fill: Callable[[Any, Stage, date, date], None]
     rows_expected: Callable[[State, date], int | None]
     months_a_window: int = 12
+    keeping: Keeping = field(default_factory=Keeping)
+    reaches: Mapping[str, Reach] = field(default_factory=dict)
+    followed: str | None = None
+    select_only: Callable[[date, date, Sequence[str]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,25 +129,26 @@ def build_months(
     *,
     workers: int,
     run_id: str | None = None,
-    force: bool = False,
+    force: bool | Collection[date] = False,
 ) -> Iterator[MonthResult]:
     """Build `months` of a table, yielding each month's result as it lands.
 
     Args:
         workers: Windows built at once; the pool must have as many connections.
-        force: Rebuild months that are current as well.
+        force: Rebuild months that are current as well: all, or these.
 
     Raises:
         Exception: when a window could not be built at all; after the others have ended.
     """
-    windows = _windows(sorted(months), job.months_a_window, workers)
+    forced = set(months) if force is True else set(force or ())
+    windows = windows_of(sorted(months), job.months_a_window, workers)
     if not windows:
         return
     results: queue.SimpleQueue[MonthResult | None] = queue.SimpleQueue()
 
     def work(window: Sequence[date]) -> None:
         try:
-            _build_window(pool, job, window, results.put, at_work, run_id=run_id, force=force)
+            _build_window(pool, job, window, results.put, at_work, run_id=run_id, forced=forced)
         finally:
             results.put(None)
 
@@ -148,7 +171,7 @@ def build_months(
         raise errors[0]
 
 
-def _windows(months: list[date], longest: int, workers: int) -> list[list[date]]:
+def windows_of(months: list[date], longest: int, workers: int) -> list[list[date]]:
     """Contiguous runs of months, cut so that every worker has some and none is too long."""
     runs: list[list[date]] = []
     size = max(1, min(longest, -(-len(months) // workers)))
@@ -168,29 +191,138 @@ def _build_window(
     at_work: set[Any],
     *,
     run_id: str | None,
-    force: bool,
+    forced: Collection[date],
 ) -> None:
     table = job.spec.full_name
     with transaction(pool) as connection, connection.cursor() as cursor:
         at_work.add(connection)
         try:
-            _lock(cursor, table, window)
+            lock_months(cursor, table, window)
             connection.commit()
             state = load_state(cursor, [table, *job.upstream])
             connection.commit()
-            stale = [m for m in window if force or is_stale(job, state, m)]
+            stale = [m for m in window if m in forced or is_stale(job, state, m)]
             for month in window:
                 if month not in stale:
                     report(_current_result(job, state, month))
-            for run in _windows(stale, len(window), 1):
-                _build_run(connection, job, run, report, run_id)
+            if stale:
+                job = replace(job, spec=evolve(connection, job.spec))
+            for run in windows_of(stale, len(window), 1):
+                _build_run(connection, job, run, report, run_id, forced)
         finally:
             at_work.discard(connection)
             # A session that was ended has let go of its locks; why it ended is what counts.
             if not connection.closed:
                 connection.rollback()
-                cursor.execute("select pg_advisory_unlock_all()")
+                unlock_all(cursor)
                 connection.commit()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Contiguous months of a table, staged and audited, ready to be published.
+
+    Attributes:
+        state: What they were made from.
+        audits: Month -> verdict.
+        publications: Month -> what is to be recorded of it.
+        seconds: Each month's share of the time it took.
+    """
+
+    job: TableJob
+    state: State
+    audits: Mapping[date, MonthAudit]
+    publications: Mapping[date, Publication]
+    seconds: float
+
+    def outcome(self, month: date) -> Outcome:
+        """What becomes of the month."""
+        if self.audits[month].problem is not None:
+            return "failed"
+        return "confirmed" if self._is_unchanged(month) else "published"
+
+    def stands_already(self, month: date) -> bool:
+        """Whether the published rows need not be replaced.
+
+        Equal rows that another delivery brought are published all the same: their origin is new.
+        """
+        spec = self.job.spec
+        return self._is_unchanged(month) and (spec.layer == "bronze" or not spec.has_provenance)
+
+    def result(self, month: date, outcome: Outcome, seconds: float) -> MonthResult:
+        """The month as it is reported."""
+        publication, audit = self.publications[month], self.audits[month]
+        return MonthResult(
+            table=self.job.spec.full_name,
+            month=month,
+            outcome=outcome,
+            rows_read=publication.rows_read,
+            rows=publication.rows,
+            rows_quarantined=publication.rows_quarantined,
+            rows_superseded=publication.rows_superseded,
+            data_version=publication.data_version,
+            problem=audit.problem,
+            seconds=seconds,
+            audit=audit,
+        )
+
+    def _is_unchanged(self, month: date) -> bool:
+        published = self.state.published.get(self.job.spec.full_name, {}).get(month)
+        version = self.publications[month].data_version
+        return published is not None and published.data_version == version
+
+
+def stage_months(
+    cursor: Any,
+    job: TableJob,
+    months: Sequence[date],
+    run_id: str | None = None,
+    fill: Callable[[Any, Stage], None] | None = None,
+) -> Staged:
+    """Stage and audit months in the caller's transaction: contiguous ones, or as `fill` can.
+
+    Rows and the fingerprints of what they are made from come from one snapshot if the transaction
+    has one: what is registered or published meanwhile makes the month stale again, nothing worse.
+    """
+    began = time.monotonic()
+    spec = job.spec
+    state = load_state(cursor, [spec.full_name, *job.upstream])
+    drop_leftovers(cursor, spec, months)
+    stage = create_stage(cursor, spec, months)
+    if fill is not None:
+        fill(cursor, stage)
+    else:
+        job.fill(cursor, stage, months[0], next_month(months[-1]))
+    audits = audit_stage(cursor, stage)
+    published = state.published.get(spec.full_name, {})
+    judge(cursor, audits, spec, {month: version.rows for month, version in published.items()})
+    versions = data_versions(cursor, stage)
+    superseded = _superseded(cursor, stage)
+    finish_stage(cursor, stage)
+    share = (time.monotonic() - began) / len(months)
+    publications = {}
+    for month, audit in audits.items():
+        came = audit.rows + audit.quarantined
+        expected = job.rows_expected(state, month)
+        if audit.problem is None and expected is not None and expected != came:
+            audit.problem = (
+                f"{expected:,} rows went in, {audit.rows:,} were staged and "
+                f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
+            )
+        publications[month] = Publication(
+            month=month,
+            leaf=stage.leaves[month],
+            data_version=versions[month][0],
+            code_version=job.code_version,
+            inputs=job.inputs(state, month),
+            rows_read=came,
+            rows=audit.rows - superseded.get(month, 0),
+            rows_quarantined=audit.quarantined,
+            rows_superseded=superseded.get(month, 0),
+            run_id=run_id,
+            seconds=share,
+        )
+    return Staged(job, state, audits, publications, share)
 
 
 def _build_run(
@@ -199,86 +331,73 @@ def _build_run(
     months: Sequence[date],
     report: Callable[[MonthResult], None],
     run_id: str | None,
+    forced: Collection[date],
 ) -> None:
     """Stage and audit contiguous months in one transaction, then publish each in its own."""
-    began = time.monotonic()
     with connection.cursor() as cursor:
-        # Rows and the fingerprints of what they are made from come from one snapshot: what is
-        # registered or published meanwhile makes the month stale again, and nothing worse.
         cursor.execute("set transaction isolation level repeatable read")
         state = load_state(cursor, [job.spec.full_name, *job.upstream])
-        drop_leftovers(cursor, job.spec, months)
-        stage = create_stage(cursor, job.spec, months)
-        job.fill(cursor, stage, months[0], next_month(months[-1]))
-        audits = audit_stage(cursor, stage)
-        published = state.published.get(job.spec.full_name, {})
-        judge(audits, job.spec, {month: version.rows for month, version in published.items()})
-        versions = data_versions(cursor, stage)
-        counted = _superseded(cursor, stage)
-        finish_stage(cursor, stage)
+        keys = keys_to_rebuild(cursor, job, state, months) if not forced else None
+        changed, fill = list(months), None
+        if keys is not None:
+            changed = compute(cursor, job, months, keys)
+            fill = partial(fill_from_computed, job=job, keys=keys)
+        staged = stage_months(cursor, job, changed, run_id, fill) if changed else None
     connection.commit()
-    share = (time.monotonic() - began) / len(months)
     for month in months:
-        started = time.monotonic()
-        audit = audits[month]
-        superseded = counted.get(month, 0)
-        expected = job.rows_expected(state, month)
-        came = audit.rows + audit.quarantined
-        if audit.problem is None and expected is not None and expected != came:
-            audit.problem = (
-                f"{expected:,} rows went in, {audit.rows:,} were staged and "
-                f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
-            )
-        publication = Publication(
-            month=month,
-            leaf=stage.leaves[month],
-            data_version=versions[month][0],
-            code_version=job.code_version,
-            inputs=job.inputs(state, month),
-            rows_read=came,
-            rows=audit.rows - superseded,
-            rows_quarantined=audit.quarantined,
-            rows_superseded=superseded,
-            run_id=run_id,
-            seconds=share,
-        )
-        outcome = _settle(connection, job.spec, publication, audit, state)
-        report(
-            MonthResult(
-                table=job.spec.full_name,
-                month=month,
-                outcome=outcome,
-                rows_read=came,
-                rows=publication.rows,
-                rows_quarantined=publication.rows_quarantined,
-                rows_superseded=superseded,
-                data_version=publication.data_version,
-                problem=audit.problem,
-                seconds=share + time.monotonic() - started,
-                audit=audit,
-            )
-        )
+        if month not in changed:
+            _confirm_as_it_is(connection, job, state, month)
+            report(replace(_current_result(job, state, month), outcome="confirmed"))
+        elif staged is not None:
+            started = time.monotonic()
+            outcome = _settle(connection, staged, month, force=month in forced)
+            report(staged.result(month, outcome, staged.seconds + time.monotonic() - started))
 
 
-def _settle(
-    connection: Any, spec: TableSpec, publication: Publication, audit: MonthAudit, state: State
-) -> Outcome:
-    """Publish the month, confirm the one there is, or leave it untouched."""
-    if audit.problem is not None:
+def _confirm_as_it_is(connection: Any, job: TableJob, state: State, month: date) -> None:
+    """Record that what changed in the inputs makes no difference to the month."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "update meta.versions set inputs = %s, is_checked = is_checked and %s "
+            "where table_name = %s and month = %s and is_current",
+            (
+                json.dumps(job.inputs(state, month)),
+                # A key without the month may stand in a month that was checked without this one.
+                job.spec.month_column in job.spec.key,
+                job.spec.full_name,
+                month,
+            ),
+        )
+        note_inputs(cursor, job, state, [month])
+    connection.commit()
+
+
+def _settle(connection: Any, staged: Staged, month: date, *, force: bool) -> Outcome:
+    """Publish the month, confirm the one there is, or leave it untouched.
+
+    By force it is published in any case: the published rows are not trusted to be what they were.
+    """
+    job, publication = staged.job, staged.publications[month]
+    outcome = staged.outcome(month)
+    if outcome == "failed":
         with connection.cursor() as cursor:
             cursor.execute(
-                sql.SQL("drop table {}").format(sql.Identifier(SCHEMA, publication.leaf))
+                sql.SQL("drop table {}").format(sql.Identifier(LEAVES, publication.leaf))
             )
+    elif staged.stands_already(month) and not force:
+        confirm(connection, job.spec, publication)
+        with connection.cursor() as cursor:
+            note_inputs(cursor, job, staged.state, [month])
+    else:
+        with connection.cursor() as cursor:
+            keys = changed_keys(cursor, job, month, publication.leaf)
         connection.commit()
-        return "failed"
-    published = state.published.get(spec.full_name, {}).get(publication.month)
-    unchanged = published is not None and published.data_version == publication.data_version
-    # Equal rows that another delivery brought are published all the same: their origin is new.
-    if unchanged and (spec.layer == "bronze" or not spec.has_provenance):
-        confirm(connection, spec, publication)
-        return "confirmed"
-    publish(connection, spec, publication)
-    return "confirmed" if unchanged else "published"
+        version = publish(connection, job.spec, publication, job.keeping)
+        with connection.cursor() as cursor:
+            note_changed_keys(cursor, job, month, version, keys)
+            note_inputs(cursor, job, staged.state, [month])
+    connection.commit()
+    return outcome
 
 
 def _current_result(job: TableJob, state: State, month: date) -> MonthResult:
@@ -305,10 +424,3 @@ def _superseded(cursor: Any, stage: Stage) -> dict[date, int]:
         )
     )
     return dict(cursor.fetchall())
-
-
-def _lock(cursor: Any, table: str, months: Sequence[date]) -> None:
-    """Make a second build of the same months wait; taken in order, so two never wait crosswise."""
-    name = int.from_bytes(hashlib.sha256(table.encode()).digest()[:4], signed=True)
-    for month in sorted(months):
-        cursor.execute("select pg_advisory_lock(%s, %s)", (name, month.year * 12 + month.month))
