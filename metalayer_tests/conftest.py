@@ -30,6 +30,11 @@ _WAREHOUSE_TEMPLATE = "template_warehouse"
 _DAGSTER_TEMPLATE = "template_dagster"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many random histories are played."""
+    parser.addoption("--histories", default="24", help="random histories to play (24)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """In the first process: make the folder of the run's server."""
     if not hasattr(config, "workerinput"):
@@ -90,6 +95,13 @@ def database(server: WarehouseServer) -> Iterator[str]:
 
 
 @pytest.fixture
+def clone(server: WarehouseServer) -> Callable[[], contextlib.AbstractContextManager[str]]:
+    """Makes further databases like `database`, each for as long as its block lasts."""
+    _make_template(server, _WAREHOUSE_TEMPLATE, _install_warehouse)
+    return lambda: _clone(server, _WAREHOUSE_TEMPLATE)
+
+
+@pytest.fixture
 def dagster_url(server: WarehouseServer, database: str) -> str:
     """URL of an empty Dagster storage, where `settings` has Dagster look for one.
 
@@ -138,10 +150,10 @@ def _make_template(
 
 def _install_warehouse(server: WarehouseServer, url: str) -> None:
     from metalayer.catalog import catalog
-    from metalayer.warehouse.ddl import prepare
+    from metalayer.warehouse.migrate import prepare
 
     with _connection(url) as connection, connection:
-        prepare(connection, list(catalog().specs.values()))
+        prepare(connection, list(catalog().specs.values()), catalog().selects)
 
 
 def _install_dagster(server: WarehouseServer, url: str) -> None:

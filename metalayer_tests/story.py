@@ -21,6 +21,8 @@ from metalayer.assets.headless import BuildOutcome, build
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 from metalayer.landing.ledger import Registration, register
+from metalayer.landing.withdraw import Withdrawal, withdraw
+from metalayer.planning import Plan, preview
 from metalayer.reading import parse_months
 from metalayer.warehouse.ddl import stored_name
 from metalayer.warehouse.pool import transaction
@@ -64,7 +66,35 @@ class Platform:
             still_seconds=0.0,
         )
 
-    def build(self, *tables: str, months: str | None = None) -> BuildOutcome:
+    def withdraw(self, name: str) -> Withdrawal:
+        """Take a landed file out."""
+        return withdraw(
+            self.warehouse.pool,
+            self.warehouse.settings,
+            catalog().sources,
+            name,
+            today=self.today,
+        )
+
+    def plan(self, *tables: str, months: str | None = None, force: bool = False) -> Plan:
+        """What `build` would do now."""
+        found, _ = preview(
+            self.warehouse.pool,
+            self.warehouse.settings,
+            set(tables) or None,
+            set(parse_months(months)) if months else None,
+            force=force,
+            today=self.today,
+        )
+        return found
+
+    def build(
+        self,
+        *tables: str,
+        months: str | None = None,
+        force: bool = False,
+        atomic: bool = False,
+    ) -> BuildOutcome:
         """Register what has landed, then build `tables` (none: all)."""
         self.register()
         return build(
@@ -72,6 +102,8 @@ class Platform:
             self.instance,
             selected=set(tables) or None,
             months=set(parse_months(months)) if months else None,
+            force=force,
+            atomic=atomic,
         )
 
     def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -1,6 +1,8 @@
 """The platform that integration tests tell stories about."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -8,6 +10,7 @@ from sqlalchemy import Engine
 
 from metalayer.assets.resources import Warehouse
 from metalayer.settings import Settings
+from metalayer.warehouse.pool import connect_pool
 from metalayer_tests.story import Platform
 
 
@@ -16,3 +19,24 @@ def platform(settings: Settings, pool: Engine) -> Iterator[Platform]:
     """An empty warehouse with its tables, and a Dagster instance that forgets."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield Platform(Warehouse(pool, settings), instance)
+
+
+@pytest.fixture
+def make_platform(
+    tmp_path: Path, clone: Callable[[], contextlib.AbstractContextManager[str]]
+) -> Iterator[Callable[[], Platform]]:
+    """Makes further platforms, each with a database and folders of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> Platform:
+            url = stack.enter_context(clone())
+            home = tmp_path / url.partition("?")[0].rpartition("/")[2]
+            settings = Settings(
+                _env_file=None, home=home, landing=home / "landing", database_url=url
+            )
+            pool = connect_pool(url, 4)
+            stack.callback(pool.dispose)
+            instance = stack.enter_context(dg.DagsterInstance.ephemeral())
+            return Platform(Warehouse(pool, settings), instance)
+
+        yield make

@@ -18,7 +18,7 @@ from psycopg2 import sql
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 from metalayer.settings import Settings
-from metalayer.warehouse.ddl import prepare
+from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.server import WarehouseServer
 from metalayer_tests.story import Platform
@@ -49,7 +49,7 @@ def module_platform(
     pool = connect_pool(server.url(name), WORKERS + 2)
     try:
         with transaction(pool) as connection:
-            prepare(connection, list(catalog().specs.values()))
+            prepare(connection, list(catalog().specs.values()), catalog().selects)
         with dg.DagsterInstance.ephemeral() as instance:
             yield Platform(Warehouse(pool, settings), instance, today)
     finally:

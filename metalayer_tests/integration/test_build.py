@@ -94,7 +94,10 @@ def test_too_many_bad_rows_leave_the_published_month_untouched(platform: Platfor
     assert (failed.table, failed.month) == ("silver.orders", date(2025, 1, 1))
     assert failed.problem is not None
     assert "40 of 100 rows break the contract (limit 10%)" in failed.problem
-    assert "quantity must be > 0: 40 rows, e.g. '0'" in failed.problem
+    first, *examples = failed.problem.splitlines()
+    assert first.endswith("quantity must be > 0: 40 rows")
+    assert len(examples) == 10
+    assert all(e.endswith(" quantity must be > 0 '0'") for e in examples)
     # January stays as it was, February goes on.
     assert platform.one("select count(*) from silver.orders where order_date < '2025-02-01'") == 100
     assert platform.one("select count(*) from gold.fact_orders") == 101
@@ -105,7 +108,8 @@ def test_a_personal_value_is_masked_in_messages(platform: Platform) -> None:
     platform.land("crm/customers.csv", CUSTOMERS + rows)
     outcome = platform.build()
     (failed,) = [r for r in outcome.months if r.outcome == "failed"]
-    assert "dob not a date: 40 rows, e.g. ***" in str(failed.problem)
+    assert "dob not a date: 40 rows\n" in str(failed.problem)
+    assert " dob not a date ***\n" in str(failed.problem)
     assert "1990" not in str(failed.problem)
 
 

@@ -250,6 +250,39 @@ def test_the_page_on_adding_a_source(opened: Callable[[str], Page], database: st
     _is_documented(bronze, _comments(database, "bronze.returns"))
 
 
+def test_the_page_on_quarantine_and_repair(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/quarantine-and-repair.md")
+    page.execute()
+    assert page.compared == 4
+    mended, exported = ((page.project / name) for name in ("mended.csv", "fix.csv"))
+    lines = exported.read_text(encoding="utf-8-sig").splitlines()
+    # What the page has mended is what it had exported, but for the values that were wrong.
+    assert [line.split(",")[:4] for line in lines] == [
+        line.split(",")[:4] for line in mended.read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def test_the_page_on_late_data(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/late-data.md")
+    page.execute()
+    assert page.compared == 6
+
+
+def test_the_page_on_schema_drift(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/schema-drift.md")
+    page.execute()
+    assert page.compared >= 2
+
+
+def test_the_page_on_versions(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/versions-and-rollback.md")
+    before = page.untouched()
+    assert _added(page) == ["corrected/orders_2025-06.csv"]
+    page.execute()
+    assert page.compared == 4
+    assert page.untouched() == before
+
+
 def _added(page: Page) -> list[str]:
     """Files of the project that the page adds; its exports are the user's."""
     return sorted(name for name in page.files if not name.startswith("exports/"))

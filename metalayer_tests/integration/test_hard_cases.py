@@ -11,13 +11,13 @@ import pytest
 from psycopg2 import sql
 
 from metalayer.assets.headless import build
+from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import ContractError
 from metalayer.landing import load
-from metalayer.warehouse import publish as publishing
 from metalayer.warehouse.build import TableJob, build_months
-from metalayer.warehouse.ddl import ensure_tables
+from metalayer.warehouse.migrate import ensure_tables
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.stage import fill_from_select
 from metalayer_tests.integration.test_build import ORDERS, order
@@ -151,8 +151,9 @@ def test_a_registration_during_a_build_fails_nothing(
     assert platform.ask("select order_id from gold.fact_orders order by 1") == [(1,), (2,)]
 
 
-def test_a_backup_holds_no_publish_up(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "KEPT_VERSIONS", 1)
+def test_a_backup_holds_no_publish_up(platform: Platform) -> None:
+    settings = platform.warehouse.settings.model_copy(update={"keep_versions": 1})
+    platform.warehouse = Warehouse(platform.warehouse.pool, settings)
     platform.land("erp/orders.csv", ORDERS + order(1, "2025-01-05"))
     assert platform.build("bronze.orders", "silver.orders").succeeded
     ((leaf,),) = platform.ask("select leaf from meta.versions where table_name = 'silver.orders'")

@@ -27,7 +27,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "demo", "land", "build", "status", "ledger", "rejects", "query", "generate", "doctor",
+        "demo", "land", "build", "migrate", "status", "ledger", "rejects", "query", "versions",
+        "diff", "rollback", "generate", "doctor",
     ]  # fmt: skip
 
 
@@ -72,6 +73,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--rows", "0", "--months", "1", "--out", "x"], "--rows"),
         (["generate", "--rows", "5", "--months", "1", "--out", "x", "--dirt", "2"], "--dirt"),
         (["generate", "--rows", "5", "--months", "1", "--out", "x", "--start", "1.25"], "--start"),
+        (["versions"], "Missing argument"),
+        (["versions", "gold.fact_sales", "June"], "'June' is not a month"),
+        (["diff", "gold.fact_sales", "2025-01", "1"], "Missing argument"),
+        (["diff", "gold.fact_sales", "2025-01", "0", "1"], "V1"),
+        (["rollback", "gold.fact_sales", "2025-01"], "--to"),
+        (["rollback", "gold.nosuch", "2025-01", "--to", "1"], "There is no table 'gold.nosuch'"),
         (["build", "gold.nosuch"], "There is no table or layer 'gold.nosuch'"),
         (["build", "--months", "2025"], "'2025' names no months"),
         (["build", "--months", "2019-12"], "before the first month, 2020-01"),

@@ -25,7 +25,7 @@ from metalayer.lineage.select import (
     render,
     transpile_to_spark,
 )
-from metalayer.warehouse.ddl import ensure_tables
+from metalayer.warehouse.migrate import ensure_tables
 from metalayer.warehouse.pool import transaction
 
 SAME, BEFORE, UP_TO, ALL = Reach.SAME, Reach.BEFORE, Reach.UP_TO, Reach.ALL
