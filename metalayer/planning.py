@@ -10,15 +10,15 @@ Dagster).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
 from sqlalchemy import Engine
 
 from metalayer.catalog import catalog
-from metalayer.jobs import months_between, table_job
+from metalayer.jobs import month_ranges, months_between, table_job
 from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
@@ -127,6 +127,84 @@ def plan(
                 why = _own_reasons(job, state, month, files or {})
             reasons[table, month] = tuple(why or [Reason("forced", "rebuilt by force")])
     return Plan(stale, affected, unpublished, unchecked, forced, reasons)
+
+
+def without(todo: Plan, given_up: set[tuple[str, date]], blocked: set[str]) -> Plan:
+    """The plan less what failed in this build, and less what stands behind a blocking check."""
+    behind = set(blocked)
+    tables = catalog()
+    for table in tables.specs:
+        if behind & set(tables.inputs(table)):
+            behind.add(table)
+
+    held = _held_up(todo, given_up)
+
+    def keep(months: Mapping[str, set[date]]) -> dict[str, set[date]]:
+        return {
+            table: {m for m in wanted if (table, m) not in given_up} - held.get(table, set())
+            for table, wanted in months.items()
+            if table not in behind
+        }
+
+    stale = keep(todo.stale)
+    return replace(
+        todo,
+        stale=stale,
+        # What may follow is nothing without something to follow.
+        affected=keep(todo.affected) if any(stale.values()) else {},
+        unchecked=keep(todo.unchecked),
+    )
+
+
+def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]]:
+    """Months that would be made from a hole: an input month that failed and was never published.
+
+    Without it sums would be too low and look right. A failed month that has an earlier version is
+    no hole: that version stands.
+    """
+    tables = catalog()
+    held: dict[str, set[date]] = {}
+    for table, month in given_up:
+        if month in todo.unpublished.get(table, ()):
+            held.setdefault(table, set()).add(month)
+    for table in tables.specs:
+        for name, reach in tables.inputs(table).items():
+            reached = reached_months(held.get(name, set()), reach, todo.affected.get(table, set()))
+            if reached:
+                held.setdefault(table, set()).update(reached)
+    return held
+
+
+def runs_of(todo: Plan, *, exactly: bool) -> Iterator[tuple[date, date, list[str]]]:
+    """Ranges of months to run, each with the tables that have something to do in it."""
+    at: dict[date, set[str]] = {}
+    for table in catalog().specs:
+        for month in todo.affected.get(table, set()) | todo.unchecked.get(table, set()):
+            at.setdefault(month, set()).add(table)
+    yield from ranges_of(at, exactly=exactly)
+
+
+def ranges_of(
+    at: Mapping[date, set[str]], *, exactly: bool
+) -> Iterator[tuple[date, date, list[str]]]:
+    """Months and their tables, as ranges of months that follow each other.
+
+    One run over a range costs less than one for each stretch of it, and a month that has nothing
+    to do in it almost nothing. `exactly`: a range is of months that have the same tables.
+    """
+    for first, last in month_ranges(at):
+        run: list[date] = []
+        for month in months_between(first, last):
+            if exactly and run and at[run[-1]] != at[month]:
+                yield _run_over(at, run)
+                run = []
+            run.append(month)
+        yield _run_over(at, run)
+
+
+def _run_over(at: Mapping[date, set[str]], months: list[date]) -> tuple[date, date, list[str]]:
+    together = set().union(*(at[month] for month in months))
+    return months[0], months[-1], [table for table in catalog().specs if table in together]
 
 
 def months_with_data(table: str, state: State) -> set[date]:

@@ -31,8 +31,13 @@ _DAGSTER_TEMPLATE = "template_dagster"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How many random histories are played."""
+    """How many random histories are played, and how long a report is held open."""
     parser.addoption("--histories", default="24", help="random histories to play (24)")
+    parser.addoption(
+        "--report-seconds",
+        default="0",
+        help="seconds that a report is held open beside publishes (0: while 500 of them last)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,12 +21,13 @@ from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 from metalayer.jobs import table_job
 from metalayer.planning import Plan
-from metalayer.warehouse.build import MonthResult, TableJob, is_stale, stage_months, windows_of
+from metalayer.warehouse.build import MonthResult, TableJob, is_stale, result_of, windows_of
 from metalayer.warehouse.evolve import evolve
 from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.places import make_places
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import date_together, prune, put_in_place
+from metalayer.warehouse.staging import stage_months
 from metalayer.warehouse.state import load_state
 
 
@@ -81,13 +82,13 @@ def build_atomically(
                     return outcome
             date_together(cursor, outcome.published)
             connection.commit()
+            for table, month in outcome.published:
+                prune(connection, table, month, table_job(table, warehouse.settings).keeping)
         finally:
             if not connection.closed:
                 connection.rollback()
                 unlock_all(cursor)
                 connection.commit()
-        for table, month in outcome.published:
-            prune(connection, table, month, table_job(table, warehouse.settings).keeping)
     return outcome
 
 
@@ -107,9 +108,9 @@ def _build_table(
     state = load_state(cursor, [table, *job.upstream])
     stale = [m for m in sorted(_months(todo, job)) if m in forced or is_stale(job, state, m)]
     for window in windows_of(stale, job.months_a_window, 1):
-        staged = stage_months(cursor, job, window)
+        staged = stage_months(cursor, job, window, state)
         for month in window:
-            result = staged.result(month, staged.outcome(month), staged.seconds)
+            result = result_of(staged, month, staged.outcome(month), staged.seconds)
             if result.outcome != "failed" and put_in_place(
                 cursor,
                 job.spec,

@@ -10,7 +10,6 @@ Does not belong here: what makes a month stale (`metalayer.planning`) or how the
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,15 +22,16 @@ from dagster._core.storage.tags import (
 )
 
 from metalayer.assets.atomic import build_atomically
-from metalayer.assets.checks import ask_checks, asset_key, failed_checks, mark_checked
+from metalayer.assets.checks import DUE_CHECK, ask_checks, asset_key, failed_checks, mark_checked
 from metalayer.assets.partitions import to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
 from metalayer.assets.storage import ensure_tables, note_complete
 from metalayer.catalog import catalog
+from metalayer.dagster_home import dagster_environment
 from metalayer.errors import BuildError
-from metalayer.jobs import month_ranges, months_between, table_job
-from metalayer.planning import Plan, plan, reached_months
-from metalayer.settings import PROJECT_ROOT, Settings
+from metalayer.jobs import months_between, table_job
+from metalayer.planning import Plan, plan, runs_of, without
+from metalayer.settings import Settings
 from metalayer.warehouse.build import MonthResult, build_months, is_stale
 from metalayer.warehouse.keeping import Keeping, prune_expired
 from metalayer.warehouse.pool import transaction
@@ -77,14 +77,7 @@ def dagster_instance(settings: Settings, storage_url: str) -> Iterator[dg.Dagste
     Args:
         storage_url: SQLAlchemy URL of Dagster's database.
     """
-    settings.dagster_home.mkdir(parents=True, exist_ok=True)
-    aside = settings.dagster_home / f".dagster.yaml.{os.getpid()}"
-    shutil.copyfile(PROJECT_ROOT / "dagster.yaml", aside)
-    aside.replace(settings.dagster_home / "dagster.yaml")
-    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
-    os.environ["DAGSTER_PG_URL"] = storage_url
-    # One insert for the events of all months of a step, instead of one for each.
-    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
+    os.environ.update(dagster_environment(settings, storage_url))
     ensure_tables(storage_url)
     with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
         note_complete(instance, storage_url)
@@ -150,7 +143,7 @@ def build(
     for number in range(_MOST_ROUNDS):
         is_forced = force and number == 0
         planned = current_plan(warehouse, selected, months, force=is_forced)
-        todo = _without(planned, given_up, blocked)
+        todo = without(planned, given_up, blocked)
         if todo.is_empty:
             return outcome
         if started is not None:
@@ -159,7 +152,7 @@ def build(
         # Where some months are left out on purpose, no range may take them along.
         exactly = months is not None or bool(given_up) or bool(blocked)
         tried: set[tuple[str, date]] = set()
-        for first, last, tables in _runs(todo, exactly=exactly):
+        for first, last, tables in runs_of(todo, exactly=exactly):
             tried |= {(t, m) for t in tables for m in months_between(first, last)}
             failures = len(blocked) + len(outcome.errors)
             _run(listening, instance, first, last, tables, outcome, blocked, todo.forced)
@@ -217,7 +210,7 @@ def _build_at_once(
     built = {t: {r.month for r in done.months if r.table == t} for t in catalog().specs}
     reported = replace(todo, affected=built, unchecked={})
     blocked: set[str] = set()
-    for first, last, tables in _runs(reported, exactly=True):
+    for first, last, tables in runs_of(reported, exactly=True):
         quiet = replace(warehouse, landed=None)
         _run(quiet, instance, first, last, tables, outcome, blocked, {})
 
@@ -228,6 +221,13 @@ def _empty_months_before_the_first(warehouse: Warehouse) -> None:
     Their rows are rejected now, so they become empty. Dagster has no partitions for them any more,
     which is why this is done without it.
     """
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select exists (select from meta.versions where is_current and month < %s)",
+            (warehouse.settings.start_month,),
+        )
+        if cursor.fetchone() == (False,):
+            return
     for table in catalog().specs:
         job = table_job(table, warehouse.settings)
         with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
@@ -253,73 +253,6 @@ def _both(
     return tell
 
 
-def _without(todo: Plan, given_up: set[tuple[str, date]], blocked: set[str]) -> Plan:
-    """The plan less what failed in this build, and less what stands behind a blocking check."""
-    behind = set(blocked)
-    tables = catalog()
-    for table in tables.specs:
-        if behind & set(tables.inputs(table)):
-            behind.add(table)
-
-    held = _held_up(todo, given_up)
-
-    def keep(months: Mapping[str, set[date]]) -> dict[str, set[date]]:
-        return {
-            table: {m for m in wanted if (table, m) not in given_up} - held.get(table, set())
-            for table, wanted in months.items()
-            if table not in behind
-        }
-
-    stale = keep(todo.stale)
-    return replace(
-        todo,
-        stale=stale,
-        # What may follow is nothing without something to follow.
-        affected=keep(todo.affected) if any(stale.values()) else {},
-        unchecked=keep(todo.unchecked),
-    )
-
-
-def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]]:
-    """Months that would be made from a hole: an input month that failed and was never published.
-
-    Without it sums would be too low and look right. A failed month that has an earlier version is
-    no hole: that version stands.
-    """
-    tables = catalog()
-    held: dict[str, set[date]] = {}
-    for table, month in given_up:
-        if month in todo.unpublished.get(table, ()):
-            held.setdefault(table, set()).add(month)
-    for table in tables.specs:
-        for name, reach in tables.inputs(table).items():
-            reached = reached_months(held.get(name, set()), reach, todo.affected.get(table, set()))
-            if reached:
-                held.setdefault(table, set()).update(reached)
-    return held
-
-
-def _runs(todo: Plan, *, exactly: bool) -> Iterator[tuple[date, date, list[str]]]:
-    """Ranges of months to run, each with the tables that have something to do in it.
-
-    One run over a range costs less than one for each stretch of it, and a month that has nothing
-    to do in it almost nothing. `exactly`: a range is of months that have the same tables.
-    """
-    at: dict[date, list[str]] = {}
-    for table in catalog().specs:
-        for month in todo.affected.get(table, set()) | todo.unchecked.get(table, set()):
-            at.setdefault(month, []).append(table)
-    for first, last in month_ranges(at):
-        run: list[date] = []
-        for month in months_between(first, last):
-            if exactly and run and at[run[-1]] != at[month]:
-                yield run[0], run[-1], at[run[0]]
-                run = []
-            run.append(month)
-        together = {table for month in run for table in at[month]}
-        yield run[0], run[-1], [table for table in catalog().specs if table in together]
-
-
 def _run(
     warehouse: Warehouse,
     instance: dg.DagsterInstance,
@@ -335,8 +268,7 @@ def _run(
     from metalayer.definitions import defs
 
     with lent_to_runs(warehouse):
-        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            asset_selection=[asset_key(table) for table in tables],
+        result = _job(defs, tables).execute_in_process(
             instance=instance,
             raise_on_error=False,
             tags={
@@ -368,6 +300,16 @@ def _run(
     for event in result.all_events:
         if event.is_step_failure:
             _note_failure(event, outcome, blocked)
+
+
+def _job(defs: dg.Definitions, tables: Sequence[str]) -> dg.JobDefinition:
+    """A job over `tables` and their checks, but for lateness, which no build can help."""
+    keys = {asset_key(table) for table in tables}
+    checks = defs.resolve_asset_graph().asset_check_keys
+    return defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection=keys,
+        asset_check_selection={k for k in checks if k.asset_key in keys and k.name != DUE_CHECK},
+    )
 
 
 def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[str]) -> None:

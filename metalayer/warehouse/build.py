@@ -1,7 +1,7 @@
 """Months of one table: staged, audited and published, side by side.
 
-The orchestration of `stage.py`, `audit.py` and `publish.py` for a list of months, on a bounded
-pool of connections. Months are taken in windows: one statement fills all months of a window, each
+The orchestration of `staging.py` and `publish.py` for a list of months, on a bounded pool of
+connections. Months are taken in windows: one statement fills all months of a window, each
 is then published and reported by itself. What fills a stage, and from which inputs, comes with the
 job.
 
@@ -26,9 +26,10 @@ from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.lineage.select import Reach
-from metalayer.warehouse.audit import MonthAudit, audit_stage, judge
+from metalayer.warehouse.audit import MonthAudit
 from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.evolve import evolve
+from metalayer.warehouse.failures import made_from, note_failed_month
 from metalayer.warehouse.following import (
     changed_keys,
     compute,
@@ -41,15 +42,10 @@ from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
-from metalayer.warehouse.publish import Publication, confirm, publish
-from metalayer.warehouse.stage import (
-    Stage,
-    create_stage,
-    data_versions,
-    finish_stage,
-)
+from metalayer.warehouse.publish import confirm, publish
+from metalayer.warehouse.stage import Stage
+from metalayer.warehouse.staging import Staged, stage_months
 from metalayer.warehouse.state import State, load_state
-from metalayer.warehouse.sweep import drop_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -218,113 +214,6 @@ def _build_window(
                 connection.commit()
 
 
-@dataclass(frozen=True)
-class Staged:
-    """Contiguous months of a table, staged and audited, ready to be published.
-
-    Attributes:
-        state: What they were made from.
-        audits: Month -> verdict.
-        publications: Month -> what is to be recorded of it.
-        seconds: Each month's share of the time it took.
-    """
-
-    job: TableJob
-    state: State
-    audits: Mapping[date, MonthAudit]
-    publications: Mapping[date, Publication]
-    seconds: float
-
-    def outcome(self, month: date) -> Outcome:
-        """What becomes of the month."""
-        if self.audits[month].problem is not None:
-            return "failed"
-        return "confirmed" if self._is_unchanged(month) else "published"
-
-    def stands_already(self, month: date) -> bool:
-        """Whether the published rows need not be replaced.
-
-        Equal rows that another delivery brought are published all the same: their origin is new.
-        """
-        spec = self.job.spec
-        return self._is_unchanged(month) and (spec.layer == "bronze" or not spec.has_provenance)
-
-    def result(self, month: date, outcome: Outcome, seconds: float) -> MonthResult:
-        """The month as it is reported."""
-        publication, audit = self.publications[month], self.audits[month]
-        return MonthResult(
-            table=self.job.spec.full_name,
-            month=month,
-            outcome=outcome,
-            rows_read=publication.rows_read,
-            rows=publication.rows,
-            rows_quarantined=publication.rows_quarantined,
-            rows_superseded=publication.rows_superseded,
-            data_version=publication.data_version,
-            problem=audit.problem,
-            seconds=seconds,
-            audit=audit,
-        )
-
-    def _is_unchanged(self, month: date) -> bool:
-        published = self.state.published.get(self.job.spec.full_name, {}).get(month)
-        version = self.publications[month].data_version
-        return published is not None and published.data_version == version
-
-
-def stage_months(
-    cursor: Any,
-    job: TableJob,
-    months: Sequence[date],
-    run_id: str | None = None,
-    fill: Callable[[Any, Stage], None] | None = None,
-) -> Staged:
-    """Stage and audit months in the caller's transaction: contiguous ones, or as `fill` can.
-
-    Rows and the fingerprints of what they are made from come from one snapshot if the transaction
-    has one: what is registered or published meanwhile makes the month stale again, nothing worse.
-    """
-    began = time.monotonic()
-    spec = job.spec
-    state = load_state(cursor, [spec.full_name, *job.upstream])
-    drop_leftovers(cursor, spec, months)
-    stage = create_stage(cursor, spec, months)
-    if fill is not None:
-        fill(cursor, stage)
-    else:
-        job.fill(cursor, stage, months[0], next_month(months[-1]))
-    audits = audit_stage(cursor, stage)
-    published = state.published.get(spec.full_name, {})
-    judge(cursor, audits, spec, {month: version.rows for month, version in published.items()})
-    versions = data_versions(cursor, stage)
-    superseded = _superseded(cursor, stage)
-    finish_stage(cursor, stage)
-    share = (time.monotonic() - began) / len(months)
-    publications = {}
-    for month, audit in audits.items():
-        came = audit.rows + audit.quarantined
-        expected = job.rows_expected(state, month)
-        if audit.problem is None and expected is not None and expected != came:
-            audit.problem = (
-                f"{expected:,} rows went in, {audit.rows:,} were staged and "
-                f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
-            )
-        publications[month] = Publication(
-            month=month,
-            leaf=stage.leaves[month],
-            data_version=versions[month][0],
-            code_version=job.code_version,
-            inputs=job.inputs(state, month),
-            rows_read=came,
-            rows=audit.rows - superseded.get(month, 0),
-            rows_quarantined=audit.quarantined,
-            rows_superseded=superseded.get(month, 0),
-            run_id=run_id,
-            seconds=share,
-        )
-    return Staged(job, state, audits, publications, share)
-
-
 def _build_run(
     connection: Any,
     job: TableJob,
@@ -342,7 +231,7 @@ def _build_run(
         if keys is not None:
             changed = compute(cursor, job, months, keys)
             fill = partial(fill_from_computed, job=job, keys=keys)
-        staged = stage_months(cursor, job, changed, run_id, fill) if changed else None
+        staged = stage_months(cursor, job, changed, state, run_id, fill) if changed else None
     connection.commit()
     for month in months:
         if month not in changed:
@@ -351,7 +240,8 @@ def _build_run(
         elif staged is not None:
             started = time.monotonic()
             outcome = _settle(connection, staged, month, force=month in forced)
-            report(staged.result(month, outcome, staged.seconds + time.monotonic() - started))
+            seconds = staged.seconds + time.monotonic() - started
+            report(result_of(staged, month, outcome, seconds))
 
 
 def _confirm_as_it_is(connection: Any, job: TableJob, state: State, month: date) -> None:
@@ -384,6 +274,13 @@ def _settle(connection: Any, staged: Staged, month: date, *, force: bool) -> Out
             cursor.execute(
                 sql.SQL("drop table {}").format(sql.Identifier(LEAVES, publication.leaf))
             )
+            note_failed_month(
+                cursor,
+                job.spec.full_name,
+                month,
+                made_from(publication.code_version, publication.inputs),
+                staged.audits[month].problem or "",
+            )
     elif staged.stands_already(month) and not force:
         confirm(connection, job.spec, publication)
         with connection.cursor() as cursor:
@@ -400,6 +297,24 @@ def _settle(connection: Any, staged: Staged, month: date, *, force: bool) -> Out
     return outcome
 
 
+def result_of(staged: Staged, month: date, outcome: Outcome, seconds: float) -> MonthResult:
+    """A month that was staged, as it is reported."""
+    publication, audit = staged.publications[month], staged.audits[month]
+    return MonthResult(
+        table=staged.job.spec.full_name,
+        month=month,
+        outcome=outcome,
+        rows_read=publication.rows_read,
+        rows=publication.rows,
+        rows_quarantined=publication.rows_quarantined,
+        rows_superseded=publication.rows_superseded,
+        data_version=publication.data_version,
+        problem=audit.problem,
+        seconds=seconds,
+        audit=audit,
+    )
+
+
 def _current_result(job: TableJob, state: State, month: date) -> MonthResult:
     published = state.published[job.spec.full_name][month]
     return MonthResult(
@@ -412,15 +327,3 @@ def _current_result(job: TableJob, state: State, month: date) -> MonthResult:
         rows_superseded=published.rows_superseded,
         data_version=published.data_version,
     )
-
-
-def _superseded(cursor: Any, stage: Stage) -> dict[date, int]:
-    """Month -> staged rows that a later delivery replaces (bronze keeps them, marked)."""
-    if stage.spec.layer != "bronze":
-        return {}
-    cursor.execute(
-        sql.SQL("select month, count(*) from {} where not _is_latest group by month").format(
-            stage.parent
-        )
-    )
-    return dict(cursor.fetchall())

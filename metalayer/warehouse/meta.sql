@@ -19,16 +19,25 @@ create table if not exists meta.tables (
     fresh_within interval not null,
     position integer not null,
     key_columns text not null default '',
-    open_columns text not null default ''
+    open_columns text not null default '',
+    due_day integer,
+    due_hour integer,
+    made_from text not null default ''
 );
 alter table meta.tables
     add column if not exists key_columns text not null default '',
-    add column if not exists open_columns text not null default '';
+    add column if not exists open_columns text not null default '',
+    add column if not exists due_day integer,
+    add column if not exists due_hour integer,
+    add column if not exists made_from text not null default '';
 comment on table meta.tables is 'Facts of each table from its contract, for those who ask the warehouse only';
 comment on column meta.tables.fresh_within is 'How old the newest publish may be';
 comment on column meta.tables.position is 'Upstream tables come before downstream ones';
 comment on column meta.tables.key_columns is 'The columns that identify a row, with commas between';
 comment on column meta.tables.open_columns is 'The columns whose values are not personal, and may be shown';
+comment on column meta.tables.due_day is 'Day of the next month by which a month is to be there; none if it need not come';
+comment on column meta.tables.due_hour is 'Hour of that day, UTC';
+comment on column meta.tables.made_from is 'The tables it is made from, near or far, with commas between';
 
 create table if not exists meta.views (name text primary key, body text not null);
 comment on table meta.views is 'The views beside the tables, as they were created';
@@ -186,6 +195,24 @@ create table if not exists meta.built_from (
     foreign key (table_name, month, version) references meta.versions on delete cascade
 );
 comment on table meta.built_from is 'Which version of each month of its inputs a month of a following table was made from';
+
+create table if not exists meta.failed_months (
+    table_name text not null,
+    month date not null,
+    made_from text not null,
+    problem text not null,
+    failed_at timestamptz not null default now(),
+    primary key (table_name, month)
+);
+comment on table meta.failed_months is 'Months whose last audit failed, and the fingerprint of what they were made from then: nobody need try the same again';
+
+create table if not exists meta.failed_checks (
+    table_name text primary key,
+    versions text not null,
+    problem text not null,
+    failed_at timestamptz not null default now()
+);
+comment on table meta.failed_checks is 'Tables whose blocking checks failed, and the published versions that were asked about';
 
 create or replace view meta.ledger as
 with landed as (

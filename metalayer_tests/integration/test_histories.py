@@ -1,8 +1,8 @@
 """After any history, the tables equal those of one clean build from the files that count.
 
 Hypothesis plays histories of all that real exports do: land, correct, shrink, move, copy, drift,
-withdraw, build some months, roll back, break off. After each, everything is built and compared with
-a fresh warehouse that only ever saw the files that count now.
+withdraw, mend, build some months, by force as well, roll back, break off. After each, everything is
+built and compared with a fresh warehouse that only ever saw the files that count now.
 
 `pytest metalayer_tests/integration/test_histories.py --histories 200` plays more of them.
 """
@@ -43,12 +43,13 @@ from metalayer.landing.ledger import Registration, register
 from metalayer.landing.withdraw import withdraw
 from metalayer.planning import plan
 from metalayer.settings import Settings
-from metalayer.warehouse import build as building
 from metalayer.warehouse import publish as publishing
+from metalayer.warehouse import staging
 from metalayer.warehouse.build import build_months
 from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.state import load_state
 from metalayer.warehouse.versions import rollback
+from metalayer_tests.integration.test_repair import Desk, read, write
 from metalayer_tests.story import Platform
 
 SHARDS = 8
@@ -162,9 +163,9 @@ def build_plainly(
 
 #: Where a build may break off: a function that is given a cursor or a connection, by its module.
 POINTS = (
-    (building, "create_stage"),
-    (building, "audit_stage"),
-    (building, "finish_stage"),
+    (staging, "create_stage"),
+    (staging, "audit_stage"),
+    (staging, "finish_stage"),
     (publishing, "_record"),
     (publishing, "_swap"),
     (publishing, "_confirm"),
@@ -330,6 +331,31 @@ class History(RuleBasedStateMachine):
     def some_months_are_built(self, months: set[date]) -> None:
         self.platform.register()
         build_plainly(self.platform, months)
+
+    @rule(months=st.sets(st.sampled_from(MONTHS), min_size=1))
+    def some_months_are_built_by_force(self, months: set[date]) -> None:
+        self.platform.register()
+        build_plainly(self.platform, months, force=True)
+
+    @rule(when=day, pick=st.integers(1, 3))
+    def some_of_the_quarantine_is_mended(self, when: str, pick: int) -> None:
+        desk = Desk(self.platform, Path(self.stack.enter_context(tempfile.TemporaryDirectory())))
+        path, _ = desk.export()
+        rows = read(path)
+        if not rows:
+            return
+        for row in rows[::pick]:
+            dated = "order_date" if row["_source"] == "erp/orders" else "sale_date"
+            total = "total_amount" if dated == "order_date" else "sale_amount"
+            row |= {dated: when, "quantity": "2", total: "10.00"}
+            if "status" in row and dated == "order_date":
+                row["status"] = "PAID"
+        write(path, rows)
+        for name in desk.land(path).names:
+            event("mended")
+            content = (self.platform.landing / name).read_bytes()
+            self.landed[hashlib.sha256(content).hexdigest()] = content
+            self.platform.land(name, content)
 
     @rule()
     def all_is_built(self) -> None:

@@ -35,7 +35,7 @@ SETTLED = ("landing.entries:settle", "after", 2)
 REGISTERED = ("cli.running:register", "after", 1)
 FILLED = [("jobs:fill_bronze", "after", 2), ("jobs:fill_from_select", "after", 2)]
 STAGED = [
-    ("warehouse.build:finish_stage", "after", 4),
+    ("warehouse.staging:finish_stage", "after", 4),
     ("warehouse.build:_settle", "before", 3),
 ]
 PUBLISHED = [
@@ -52,9 +52,9 @@ FIRST_POINTS = [
     ENTERED,
     SETTLED,
     REGISTERED,
-    ("warehouse.build:create_stage", "after", 1),
+    ("warehouse.staging:create_stage", "after", 1),
     *FILLED,
-    ("warehouse.build:audit_stage", "after", 3),
+    ("warehouse.staging:audit_stage", "after", 3),
     *STAGED,
     *PUBLISHED,
     ("assets.tables:check_table", "before", 2),

@@ -153,7 +153,9 @@ with dagster_instance(Settings(_env_file=None, home=sys.argv[1]), sys.argv[2]):
 """
 
 
-def test_dagster_has_all_its_tables_or_none(empty_database: str, tmp_path: Path) -> None:
+def test_dagster_has_all_its_tables_or_none(
+    empty_database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     home = tmp_path / "home"
     for number in ("6", "14"):
         died = subprocess.run(
@@ -172,6 +174,7 @@ def test_dagster_has_all_its_tables_or_none(empty_database: str, tmp_path: Path)
         # What Dagster notes when it makes its tables itself, so that it migrates nothing later.
         assert instance.event_log_storage.has_secondary_index("asset_key_table")  # type: ignore[attr-defined]
     assert {"runs", "event_logs", "instigators", "alembic_version"} < set(_tables(empty_database))
+    assert capfd.readouterr() == ("", "")
 
 
 def _tables(url: str) -> list[str]:

@@ -1,0 +1,69 @@
+"""What failed, and from what it was made: so that nobody tries the same again without need.
+
+A failure counts for as long as trying again would use the same code and the same inputs. Nothing is
+cleared when things are well again: what succeeded is not asked about.
+
+Does not belong here: quarantined rows (`quarantine.py`), or deciding what to try (`planning.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The last failures.
+
+    Attributes:
+        months: (table, month) -> fingerprint of code and inputs its audit failed with.
+        checks: Table -> fingerprint of the versions its blocking checks failed with.
+    """
+
+    months: Mapping[tuple[str, date], str]
+    checks: Mapping[str, str]
+
+
+def made_from(code_version: str, inputs: Mapping[str, str]) -> str:
+    """Fingerprint of what a month is made from."""
+    text = json.dumps([code_version, dict(inputs)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def versions_asked(versions: Mapping[date, int]) -> str:
+    """Fingerprint of the published versions that checks were asked about: month -> version."""
+    text = " ".join(f"{month:%Y-%m}={version}" for month, version in sorted(versions.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load_failures(cursor: Any) -> Failures:
+    """Read the last failures."""
+    cursor.execute("select table_name, month, made_from from meta.failed_months")
+    months = {(table, month): fingerprint for table, month, fingerprint in cursor.fetchall()}
+    cursor.execute("select table_name, versions from meta.failed_checks")
+    return Failures(months, dict(cursor.fetchall()))
+
+
+def note_failed_month(cursor: Any, table: str, month: date, fingerprint: str, problem: str) -> None:
+    """Remember that the audit of a month failed."""
+    cursor.execute(
+        "insert into meta.failed_months (table_name, month, made_from, problem) "
+        "values (%s, %s, %s, %s) on conflict (table_name, month) do update set "
+        "made_from = excluded.made_from, problem = excluded.problem, failed_at = now()",
+        (table, month, fingerprint, problem),
+    )
+
+
+def note_failed_checks(cursor: Any, table: str, versions: Mapping[date, int], problem: str) -> None:
+    """Remember that blocking checks failed on these versions."""
+    cursor.execute(
+        "insert into meta.failed_checks (table_name, versions, problem) values (%s, %s, %s) "
+        "on conflict (table_name) do update set "
+        "versions = excluded.versions, problem = excluded.problem, failed_at = now()",
+        (table, versions_asked(versions), problem),
+    )

@@ -1,0 +1,130 @@
+"""The first two steps of a build together: months of a table staged and audited.
+
+What comes of it says which months can be published, and what is to be recorded of them; nobody
+reads them yet.
+
+Does not belong here: the steps themselves (`stage.py`, `audit.py`), or publishing (`build.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from psycopg2 import sql
+
+from metalayer.warehouse.audit import MonthAudit, audit_stage, judge
+from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.publish import Publication
+from metalayer.warehouse.stage import Stage, create_stage, data_versions, finish_stage
+from metalayer.warehouse.state import State
+from metalayer.warehouse.sweep import drop_leftovers
+
+if TYPE_CHECKING:
+    from metalayer.warehouse.build import Outcome, TableJob
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Contiguous months of a table, staged and audited, ready to be published.
+
+    Attributes:
+        state: What they were made from.
+        audits: Month -> verdict.
+        publications: Month -> what is to be recorded of it.
+        seconds: Each month's share of the time it took.
+    """
+
+    job: TableJob
+    state: State
+    audits: Mapping[date, MonthAudit]
+    publications: Mapping[date, Publication]
+    seconds: float
+
+    def outcome(self, month: date) -> Outcome:
+        """What becomes of the month."""
+        if self.audits[month].problem is not None:
+            return "failed"
+        return "confirmed" if self._is_unchanged(month) else "published"
+
+    def stands_already(self, month: date) -> bool:
+        """Whether the published rows need not be replaced.
+
+        Equal rows that another delivery brought are published all the same: their origin is new.
+        """
+        spec = self.job.spec
+        return self._is_unchanged(month) and (spec.layer == "bronze" or not spec.has_provenance)
+
+    def _is_unchanged(self, month: date) -> bool:
+        published = self.state.published.get(self.job.spec.full_name, {}).get(month)
+        version = self.publications[month].data_version
+        return published is not None and published.data_version == version
+
+
+def stage_months(
+    cursor: Any,
+    job: TableJob,
+    months: Sequence[date],
+    state: State,
+    run_id: str | None = None,
+    fill: Callable[[Any, Stage], None] | None = None,
+) -> Staged:
+    """Stage and audit months in the caller's transaction: contiguous ones, or as `fill` can.
+
+    Rows and the fingerprints of what they are made from come from one snapshot if the transaction
+    has one, in which `state` was read as well: what is registered or published meanwhile makes the
+    month stale again, nothing worse.
+    """
+    began = time.monotonic()
+    spec = job.spec
+    drop_leftovers(cursor, spec, months)
+    stage = create_stage(cursor, spec, months)
+    if fill is not None:
+        fill(cursor, stage)
+    else:
+        job.fill(cursor, stage, months[0], next_month(months[-1]))
+    audits = audit_stage(cursor, stage)
+    published = state.published.get(spec.full_name, {})
+    judge(cursor, audits, spec, {month: version.rows for month, version in published.items()})
+    versions = data_versions(cursor, stage)
+    superseded = _superseded(cursor, stage)
+    finish_stage(cursor, stage)
+    share = (time.monotonic() - began) / len(months)
+    publications = {}
+    for month, audit in audits.items():
+        came = audit.rows + audit.quarantined
+        expected = job.rows_expected(state, month)
+        if audit.problem is None and expected is not None and expected != came:
+            audit.problem = (
+                f"{expected:,} rows went in, {audit.rows:,} were staged and "
+                f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
+            )
+        publications[month] = Publication(
+            month=month,
+            leaf=stage.leaves[month],
+            data_version=versions[month][0],
+            code_version=job.code_version,
+            inputs=job.inputs(state, month),
+            rows_read=came,
+            rows=audit.rows - superseded.get(month, 0),
+            rows_quarantined=audit.quarantined,
+            rows_superseded=superseded.get(month, 0),
+            run_id=run_id,
+            seconds=share,
+        )
+    return Staged(job, state, audits, publications, share)
+
+
+def _superseded(cursor: Any, stage: Stage) -> dict[date, int]:
+    """Month -> staged rows that a later delivery replaces (bronze keeps them, marked)."""
+    if stage.spec.layer != "bronze":
+        return {}
+    cursor.execute(
+        sql.SQL("select month, count(*) from {} where not _is_latest group by month").format(
+            stage.parent
+        )
+    )
+    return dict(cursor.fetchall())
