@@ -266,6 +266,9 @@ _FACTS_OF_ROWS = (
     "unknown_member",
 )
 
+#: What a column says of itself that makes no row another.
+_FACTS_FOR_PEOPLE = ("free_text",)
+
 
 def _rules_in(path: Path) -> str:
     """A contract's file in a normal form, without what changes no row: comments and meanings."""
@@ -276,7 +279,16 @@ class _OnlyRules(ast.NodeTransformer):
     """Takes docstrings, meanings, owners and facts of the files out of a contract."""
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
-        return self._bare(node)
+        bare = self._bare(node)
+        # What only served a fact that is left out need not be imported either.
+        used = {name.id for name in ast.walk(bare) if isinstance(name, ast.Name)}
+        for statement in [s for s in node.body if isinstance(s, ast.ImportFrom)]:
+            statement.names = [
+                a for a in statement.names if (a.asname or a.name).partition(".")[0] in used
+            ]
+            if not statement.names:
+                node.body.remove(statement)
+        return bare
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         return self._bare(node)
@@ -296,6 +308,7 @@ class _OnlyRules(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in ("column", "key", "month_column"):
             node.args = []
+            node.keywords = [k for k in node.keywords if k.arg not in _FACTS_FOR_PEOPLE]
         return self.generic_visit(node)
 
     def _bare(self, node: ast.Module | ast.ClassDef | ast.FunctionDef) -> ast.AST:

@@ -12,8 +12,8 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +23,7 @@ import psycopg2.extras
 from psycopg2 import errorcodes, sql
 
 from metalayer.errors import UsageError, WarehouseError
+from metalayer.lateness import punctuality
 from metalayer.settings import Settings, without_password
 from metalayer.warehouse.server import SESSION, warehouse_server
 
@@ -41,6 +42,9 @@ class TableStatus:
     Attributes:
         months: how many; `first_month` and `last_month` as "2025-01".
         fresh: whether the newest publish is younger than the contract asks; None if never built.
+        due_month: the newest month that is to be there by now; None where none is due.
+        late_since: when the first missing month was due; None where none is missing.
+        waits_for: the tables that lack `due_month`, of it and what it is made from.
     """
 
     layer: str
@@ -56,6 +60,9 @@ class TableStatus:
     fresh: bool | None
     fresh_within_days: float
     owner: str
+    due_month: str | None = None
+    late_since: datetime | None = None
+    waits_for: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,29 @@ def libpq_url(url: str) -> str:
     return re.sub(r"^postgresql\+\w+:", "postgresql:", url)
 
 
-def table_status(connection: Any) -> list[TableStatus]:
-    """Every table there is, bronze first, upstream before downstream; zeros where never built."""
+def table_status(
+    connection: Any, start_month: date = date.min, now: datetime | None = None
+) -> list[TableStatus]:
+    """Every table there is, bronze first, upstream before downstream; zeros where never built.
+
+    Args:
+        start_month: No month before it is due.
+        now: The moment at which tables are late or not; None: this one.
+    """
+    with connection.cursor() as cursor:
+        due = punctuality(cursor, start_month, now)
+    return [
+        replace(
+            table,
+            due_month=month.strftime("%Y-%m") if (month := due[table.table].due_month) else None,
+            late_since=due[table.table].late_since,
+            waits_for=list(due[table.table].waits_for),
+        )
+        for table in _published_status(connection)
+    ]
+
+
+def _published_status(connection: Any) -> list[TableStatus]:
     return _all(
         connection,
         TableStatus,

@@ -1,5 +1,7 @@
 """What befalls a command from outside: a full disk, a connection that broke, told as errors.
 
+And what PostgreSQL refuses, told without the values of the row that it quotes.
+
 PostgreSQL, DuckDB, SQLAlchemy, Dagster and the operating system each have exceptions of their own
 for these, and wrap each other's. They are recognised here, once; an exception that is none of
 them is left to the caller. Handling them (trying again, rolling back) does not belong here.
@@ -24,6 +26,8 @@ _FULL_TEXT = re.compile(r"(?i)no space left|disk quota exceeded|not enough space
 _SPILL_TEXT = re.compile(r"max_temp_directory_size|failed to offload")
 # What one of its threads met it hands on as JSON.
 _DUCKDB_CAUSE = re.compile(r'"exception_message":"((?:[^"\\]|\\.)*)"')
+_DATA_EXCEPTION = "22"
+_QUOTED = re.compile(r'"[^"]*"')
 _ENDED = {
     errorcodes.ADMIN_SHUTDOWN,
     errorcodes.CRASH_SHUTDOWN,
@@ -54,6 +58,21 @@ def outage(error: BaseException, home: Path | None = None) -> MetaLayerError | N
         f"The connection to PostgreSQL was lost: {_first_line(lost)}",
         "What is published stands; build again to do the rest. `metalayer doctor` shows whether "
         "the server answers.",
+    )
+
+
+def refusal(error: psycopg2.Error) -> WarehouseError:
+    """What PostgreSQL refuses, without the row that it quotes: that may be somebody's data.
+
+    The detail of a message ("Key (email)=(...) is duplicated") and what stands in quotes in one
+    about a value are left out.
+    """
+    said = error.diag.message_primary or type(error).__name__
+    if (error.pgcode or "").startswith(_DATA_EXCEPTION):
+        said = _QUOTED.sub('"***"', said)
+    return WarehouseError(
+        f"PostgreSQL refuses: {said} ({type(error).__name__})",
+        "PostgreSQL's own log has the details; what is published stands.",
     )
 
 

@@ -38,6 +38,8 @@ _FIXES = {
     "METALAYER_START_MONTH=2020-01",
     "keep_versions": "Write a whole number from 1 to 1000, for example METALAYER_KEEP_VERSIONS=5",
     "keep_version_days": "Write a whole number of days, for example METALAYER_KEEP_VERSION_DAYS=30",
+    "landing_interval_seconds": "Write a whole number of seconds, for example "
+    "METALAYER_LANDING_INTERVAL_SECONDS=10",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
 
@@ -62,6 +64,7 @@ class Settings(BaseSettings):
         keep_versions: published states of a month that are kept, the current one included.
         keep_version_days: for how many days a state is kept once another took its place, at most;
             None: for as long as `keep_versions` allows.
+        landing_interval_seconds: how often a running platform looks for new files.
     """
 
     model_config = SettingsConfigDict(
@@ -81,6 +84,7 @@ class Settings(BaseSettings):
     workers: int = Field(default_factory=_cores, ge=1, le=64)
     keep_versions: int = Field(default=5, ge=1, le=1000)
     keep_version_days: int | None = Field(default=None, ge=0)
+    landing_interval_seconds: int = Field(default=10, ge=1, le=86_400)
 
     @classmethod
     def load(cls) -> Self:

@@ -31,7 +31,8 @@ _DAGSTER_TEMPLATE = "template_dagster"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How many random histories are played, and how long a report is held open."""
+    """How long what is random or goes on for long is to go on."""
+    parser.addoption("--soak", default="20", help="files to land, one every three seconds (20)")
     parser.addoption("--histories", default="24", help="random histories to play (24)")
     parser.addoption(
         "--report-seconds",
@@ -81,6 +82,12 @@ def server_folder() -> Path:
     Not `tmp_path`: each starting pytest closes the folder above it to others again, and so to the
     account that runs the server for root.
     """
+    return Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
+
+
+@pytest.fixture(scope="module")
+def module_folder() -> Path:
+    """The same for a home that the tests of a module share."""
     return Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 from metalayer.assets.resources import Warehouse
+from metalayer.assets.showing import by_month
 from metalayer.assets.types import BuildReport
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
@@ -24,6 +25,7 @@ from metalayer.settings import Settings
 from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale
 from metalayer.warehouse.checks import Finding
+from metalayer.warehouse.failures import note_failed_checks
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
 
@@ -33,6 +35,26 @@ _DESCRIPTIONS = {
     "references_resolve": "Every key points at a row that exists.",
     "rows_conserved": "Rows that came in = published + quarantined + superseded, month by month.",
     "money_conserved": "Monthly sums equal those of the table the rows come from, to the cent.",
+}
+#: The check of lateness (`metalayer.automation.freshness`): what time brings, not what a build did.
+DUE_CHECK = "due_month_present"
+#: What to do when a check fails. Where a table only warns, see `_NEXT_OF_WARNINGS`.
+_NEXT = {
+    "contract_satisfied": "`metalayer rejects {table}` shows the rows of earlier builds, "
+    "`by_month` why each month failed. Land the export corrected, mend the contract or the SELECT, "
+    "and materialize these months again; readers keep what was published before.",
+    "keys_unique": "One row too many was published. If the SELECT of {table} gives a row the wrong "
+    "month, mend it; then `metalayer build {table} --force`.",
+    "rows_conserved": "Rows were lost or multiplied. `metalayer build {table} --force` builds the "
+    "months anew; if it stays, a join in the SELECT of {table} drops or repeats rows.",
+    "references_resolve": "Materialize the same months of the table that is referenced, then these "
+    "again. If it stays, the SELECT of {table} makes keys that nobody else has.",
+    "money_conserved": "A filter or join in the SELECT of {table} leaves rows out or repeats them: "
+    "compare one of the months that failed with its source in `metalayer query`.",
+}
+_NEXT_OF_WARNINGS = {
+    "references_resolve": "Land the export that has the missing keys. Until then these rows count, "
+    "and facts point at the Unknown member.",
 }
 
 
@@ -74,6 +96,16 @@ def check_table(
             "months": len(report.months),
             "failed_months": len(report.failed),
             "rows_quarantined": sum(r.rows_quarantined for r in report.months),
+        },
+        {
+            r.month: {
+                "passed": r.outcome != "failed",
+                "outcome": r.outcome,
+                "rows": r.rows,
+                "quarantined": r.rows_quarantined,
+                "problem": (r.problem or "").partition("\n")[0],
+            }
+            for r in report.months
         },
     )
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
@@ -135,8 +167,13 @@ def failed_checks(spec: TableSpec, asked: Asked) -> list[str]:
 
 
 def mark_checked(cursor: Any, spec: TableSpec, asked: Asked) -> None:
-    """Remember what has passed all checks, so that it is not asked about again."""
-    if not asked.versions or failed_checks(spec, asked):
+    """Remember what has passed all checks, or what has not, so that it is not asked about again."""
+    if not asked.versions:
+        return
+    failed = failed_checks(spec, asked)
+    if failed:
+        versions = {month: published.version for month, published in asked.versions.items()}
+        note_failed_checks(cursor, spec.full_name, versions, "\n".join(failed))
         return
     cursor.execute(
         "update meta.versions as v set is_checked = true "
@@ -241,22 +278,38 @@ def _all(findings: Any) -> Finding:
     """Several answers as one: passed when all passed."""
     every = list(findings)
     facts: dict[str, Any] = {}
+    months: dict[date, dict[str, Any]] = {}
+    are_told_apart = sum(bool(finding.facts) for finding in every) > 1
     for number, finding in enumerate(every):
-        prefix = f"{finding.facts.get('references', number)}: " if len(every) > 1 else ""
+        prefix = f"{finding.facts.get('references', number)}: " if are_told_apart else ""
         facts |= {f"{prefix}{name}": value for name, value in finding.facts.items()}
+        for month, found in finding.months.items():
+            so_far = months.setdefault(month, {"passed": True})
+            passed = so_far["passed"] and found["passed"]
+            so_far |= {f"{prefix}{name}": value for name, value in found.items()}
+            so_far.pop(f"{prefix}passed")
+            so_far["passed"] = passed
     return Finding(
-        all(f.passed for f in every), "; ".join(f.description for f in every if not f.passed), facts
+        all(f.passed for f in every),
+        "; ".join(f.description for f in every if not f.passed),
+        facts,
+        months,
     )
 
 
 def _result(
     name: str, spec: TableSpec, finding: Finding, severity: dg.AssetCheckSeverity
 ) -> dg.AssetCheckResult:
+    metadata = {**finding.facts, **by_month(finding.months)}
+    if not finding.passed:
+        warns = severity is dg.AssetCheckSeverity.WARN and name in _NEXT_OF_WARNINGS
+        next_step = (_NEXT_OF_WARNINGS if warns else _NEXT)[name]
+        metadata["what_to_do_next"] = next_step.format(table=spec.full_name)
     return dg.AssetCheckResult(
         asset_key=asset_key(spec.full_name),
         check_name=name,
         passed=finding.passed,
         severity=severity,
         description=finding.description or None,
-        metadata=dict(finding.facts),
+        metadata=metadata,
     )

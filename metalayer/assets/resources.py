@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -67,6 +69,20 @@ def warehouse_resource(_context: dg.InitResourceContext) -> Iterator[Warehouse]:
         return
     with open_warehouse(Settings.load()) as warehouse:
         yield warehouse
+
+
+@contextlib.contextmanager
+def standing_warehouse() -> Iterator[Warehouse]:
+    """The warehouse as sensors use it: opened once, and kept for as long as the process lives."""
+    yield _lent.get() or _standing()
+
+
+@cache
+def _standing() -> Warehouse:
+    stack = contextlib.ExitStack()
+    warehouse = stack.enter_context(open_warehouse(Settings.load()))
+    atexit.register(stack.close)
+    return warehouse
 
 
 _lent: ContextVar[Warehouse | None] = ContextVar("lent_warehouse", default=None)

@@ -7,26 +7,37 @@ lands, and puts out a report whose type is the contract.
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import dagster as dg
+import psycopg2
 from pydantic import Field
 
 from metalayer.assets.checks import asset_key, check_specs, check_table
 from metalayer.assets.partitions import mapping, monthly, to_key, to_months
 from metalayer.assets.resources import Warehouse
+from metalayer.assets.showing import (
+    description,
+    freshness,
+    month_metadata,
+    sample_metadata,
+    step_metadata,
+    table_metadata,
+)
 from metalayer.assets.types import BuildReport, table_type
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
 from metalayer.jobs import table_job
 from metalayer.lineage.columns import column_lineage
 from metalayer.lineage.select import Reach
+from metalayer.outages import outage, refusal
 from metalayer.planning import months_with_data
-from metalayer.settings import PROJECT_ROOT
 from metalayer.warehouse.build import MonthResult, build_months
 from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.sampling import sample_rows
 from metalayer.warehouse.state import load_state
 
 #: A month is reported by itself when the step goes on for longer than this; Dagster reports all
@@ -56,7 +67,12 @@ def source_assets(tables: Catalog, start_month: date) -> list[dg.AssetSpec]:
             kinds={"csv"},
             owners=[spec.owner],
             partitions_def=monthly(start_month),
-            metadata={"pattern": spec.source.pattern, "kind": spec.source.kind},
+            freshness_policy=freshness(spec),
+            metadata={
+                "pattern": spec.source.pattern,
+                "kind": spec.source.kind,
+                "due": str(spec.due) if spec.due is not None else "no month needs to come",
+            },
         )
         for name, spec in tables.sources.items()
         if spec.source is not None
@@ -74,18 +90,23 @@ def table_asset(spec: TableSpec, tables: Catalog, start_month: date) -> dg.Asset
         partitions_def=monthly(start_month),
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version=tables.code_versions[spec.full_name],
-        description=_description(spec, tables),
+        description=description(spec, tables),
         group_name=spec.layer,
         owners=[spec.owner],
         kinds={"postgres", "sql"} if spec.full_name in tables.selects else {"postgres", "csv"},
-        metadata=_metadata(spec, contract_type),
+        metadata=table_metadata(spec, tables, datetime.now(UTC).date().replace(day=1)),
+        freshness_policy=freshness(spec),
         check_specs=check_specs(spec),
         dagster_type=contract_type,
         required_resource_keys={"warehouse"},
         op_tags={"metalayer/table": spec.full_name},
     )
     def build(context: dg.AssetExecutionContext, config: BuildConfig) -> Iterator[Any]:
-        yield from _build(context, spec, tables, lineage, config)
+        try:
+            yield from _build(context, spec, tables, lineage, config)
+        except psycopg2.Error as error:
+            # Dagster keeps and shows what PostgreSQL says, which may quote a row.
+            raise outage(error) or refusal(error) from None
 
     return build
 
@@ -130,10 +151,37 @@ def _build(
         yield from (_materialization(r) for r in unreported)
     for result in report.months:
         context.add_asset_metadata(
-            _month_metadata(result), asset_key=context.asset_key, partition_key=to_key(result.month)
+            month_metadata(result), asset_key=context.asset_key, partition_key=to_key(result.month)
         )
+    _add_sample(context, warehouse, spec, report)
     yield from check_table(warehouse, spec, tables, report)
-    yield dg.Output(report, metadata=_step_metadata(report, lineage()))
+    context.set_data_version(context.asset_key, _data_version(report))
+    yield dg.Output(report, metadata=step_metadata(report, lineage()))
+
+
+def _add_sample(
+    context: dg.AssetExecutionContext, warehouse: Warehouse, spec: TableSpec, report: BuildReport
+) -> None:
+    """Show some rows with the newest month that has any: its event is what a click opens."""
+    filled = [r.month for r in report.months if r.outcome != "failed" and r.rows]
+    if not filled:
+        return
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        rows = sample_rows(cursor, spec, filled[-1])
+    context.add_asset_metadata(
+        sample_metadata(rows), asset_key=context.asset_key, partition_key=to_key(filled[-1])
+    )
+
+
+def _data_version(report: BuildReport) -> dg.DataVersion:
+    """The contents of the step's months as one fingerprint; of one month, its own.
+
+    Dagster gives all months of a step the same one. Each month's own is in its metadata.
+    """
+    versions = [f"{to_key(r.month)} {r.data_version}" for r in report.months]
+    if len(versions) == 1:
+        return dg.DataVersion(report.months[0].data_version or "none")
+    return dg.DataVersion(sha256("\n".join(versions).encode()).hexdigest()[:32])
 
 
 def _months_to_build(
@@ -153,40 +201,6 @@ def _deps(spec: TableSpec, tables: Catalog, start_month: date) -> list[dg.AssetD
         dg.AssetDep(asset_key(name), partition_mapping=mapping(reach, start_month))
         for name, reach in tables.upstream(spec.full_name).items()
     ]
-
-
-def _description(spec: TableSpec, tables: Catalog) -> str:
-    if spec.full_name not in tables.selects:
-        return spec.description
-    return f"{spec.description}\n\n```sql\n{tables.selects[spec.full_name].text.strip()}\n```"
-
-
-def _metadata(spec: TableSpec, contract_type: dg.DagsterType) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "dagster/column_schema": contract_type.metadata["schema"],
-        "dagster/table_name": spec.full_name,
-        "grain": ", ".join(spec.key),
-        "month_column": spec.month_column,
-        "fresh_within_days": spec.fresh_within.days,
-        "max_reject_rate": spec.max_reject_rate,
-    }
-    if spec.path is not None:
-        facts["contract"] = f"metalayer/contracts/{spec.path.parent.name}/{spec.path.name}"
-    if (PROJECT_ROOT / "sql" / spec.layer / f"{spec.name}.sql").is_file():
-        facts["select"] = f"sql/{spec.layer}/{spec.name}.sql"
-    return facts
-
-
-def _step_metadata(report: BuildReport, lineage: dg.TableColumnLineage | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "dagster/row_count": sum(r.rows + r.rows_superseded for r in report.months),
-        "rows_quarantined": sum(r.rows_quarantined for r in report.months),
-        "months_published": sum(r.outcome == "published" for r in report.months),
-        "months_unchanged": sum(r.outcome in ("confirmed", "current") for r in report.months),
-    }
-    if lineage is not None:
-        facts["dagster/column_lineage"] = lineage
-    return facts
 
 
 def _lineage(spec: TableSpec, tables: Catalog) -> dg.TableColumnLineage | None:
@@ -211,24 +225,11 @@ def _lineage(spec: TableSpec, tables: Catalog) -> dg.TableColumnLineage | None:
     )
 
 
-def _month_metadata(result: MonthResult) -> dict[str, Any]:
-    return {
-        "dagster/partition_row_count": result.rows + result.rows_superseded,
-        "outcome": result.outcome,
-        "rows_read": result.rows_read,
-        "rows_published": result.rows,
-        "rows_quarantined": result.rows_quarantined,
-        "rows_superseded": result.rows_superseded,
-        "data_version": result.data_version,
-        "seconds": round(result.seconds, 3),
-    }
-
-
 def _materialization(result: MonthResult) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=asset_key(result.table),
         partition=to_key(result.month),
-        metadata=_month_metadata(result),
+        metadata=month_metadata(result),
         tags={"dagster/data_version": result.data_version},
     )
 

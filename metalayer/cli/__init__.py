@@ -5,6 +5,7 @@
     plan.py       build --plan
     versions.py   versions, diff, rollback
     migrate.py    migrate
+    up.py         up
     demo.py       demo
     tools.py      generate, doctor
     selection.py  `gold.agg_*`, `+gold.fact_sales`: words to tables
@@ -31,7 +32,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from metalayer.cli import ask, build, demo, migrate, tools, versions
+from metalayer.cli import ask, build, demo, migrate, tools, up, versions
 from metalayer.console import PROG, print_error
 from metalayer.errors import MetaLayerError
 from metalayer.outages import outage
@@ -39,6 +40,11 @@ from metalayer.outages import outage
 #: Command, its line in the list of commands, examples.
 _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
     (demo.demo, "Build everything from the sample, and show it.", ["demo"]),
+    (
+        up.up,
+        "Run the platform: web interface, sensors, runs.",
+        ["up", "up --demo", "up --port 3001"],
+    ),
     (
         build.land,
         "Copy exports into the landing zone.",

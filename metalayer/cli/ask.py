@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _SHOWN_ROWS = 100
+_SHOWN_LATE = 6
 _STATUS_STYLES = {
     "loaded": "green",
     "duplicate": "dim",
@@ -45,14 +46,15 @@ _STATUS_STYLES = {
 
 
 def status(as_json: _AsJson = False) -> None:
-    """Show each table: its months and rows, when it was last published, and whether it is fresh.
+    """Show each table: its months and rows, when it was last published, and what is late.
 
-    For each table, rows read = rows + quarantined + superseded.
+    For each table, rows read = rows + quarantined + superseded. Late is a table that lacks the
+    newest month that its contract says is due.
     """
     from metalayer import inspection
 
     with warehouse_to_read() as (settings, connection):
-        tables = inspection.table_status(connection) if connection else []
+        tables = inspection.table_status(connection, settings.start_month) if connection else []
     if as_json:
         write_json(tables)
     elif not tables:
@@ -254,6 +256,7 @@ def _print_status(tables: list[TableStatus]) -> None:
                     t.quarantined,
                     t.superseded,
                     Text(mark[0] + ago(t.last_published), style=mark[1], no_wrap=True),
+                    Text(f"{t.late_since:%Y-%m-%d}" if t.late_since else "", style="red"),
                 )
             )
     print_table(
@@ -266,12 +269,29 @@ def _print_status(tables: list[TableStatus]) -> None:
             Column("quaran-\ntined", is_number=True),
             Column("super-\nseded", is_number=True),
             Column("last\npublished"),
+            Column("late\nsince", is_extra=True),
         ],
         rows,
     )
     stale = [t.table for t in tables if t.fresh is False]
     if stale:
         say(f"✗ {len(stale)} tables are older than their contract allows (fresh_within).", "dim")
+    for line in _late_lines(tables):
+        say(line, "dim")
+
+
+def _late_lines(tables: list[TableStatus]) -> Iterator[str]:
+    """What is late, a line for each month that is due, and what it waits for."""
+    late = sorted((t for t in tables if t.late_since is not None), key=lambda t: t.due_month or "")
+    for month, members in itertools.groupby(late, key=lambda t: t.due_month):
+        lacking = list(members)
+        since = min(t.late_since for t in lacking if t.late_since is not None)
+        # A table that waits for itself only is where the trouble is.
+        first = [t.table for t in lacking if t.waits_for == [t.table]]
+        waiting = len(lacking) - len(first)
+        named = ", ".join(first[:_SHOWN_LATE]) + (" …" if len(first) > _SHOWN_LATE else "")
+        behind = f"; {waiting} more wait for these" if waiting else ""
+        yield f"✗ {month} is due and missing (late since {since:%Y-%m-%d}): {named}{behind}."
 
 
 def _print_ledger(entries: list[LedgerEntry]) -> None:

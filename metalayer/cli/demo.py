@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalayer.cli.build import LOADING, print_failures, say_registered
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from metalayer.cli.running import Build
     from metalayer.inspection import TableStatus
     from metalayer.landing.ledger import Registration
+    from metalayer.settings import Settings
 
 _TOP_CUSTOMERS = """
 select customer_id, segment, orders, lifetime_value, last_order_on
@@ -48,22 +48,15 @@ def demo() -> None:
     """
     import typer
 
-    from metalayer.settings import PROJECT_ROOT, Settings
+    from metalayer.settings import Settings
 
     settings = Settings.load()
-    sample = PROJECT_ROOT / "data" / "sample"
-    files = sorted(p for p in sample.rglob("*.csv*") if p.name.endswith((".csv", ".csv.gz")))
-    if not files:
-        raise ConfigurationError(
-            f"The sample is not there: {sample} has no CSV files",
-            "Run the demo in a clone of MetaLayer, or make files with `metalayer generate`.",
-        )
     say(f"The warehouse: PostgreSQL {settings.database_shown}")
     with working(LOADING):
         from metalayer.cli import running
 
-        landed = _land(files, sample, settings.landing)
-    say(f"{landed} of {len(files)} files of data/sample copied to {settings.landing}")
+        landed = land_sample(settings)
+    say(landed)
     with running.platform(settings) as (warehouse, instance):
         done = running.run(warehouse, instance, registered=_say_registered)
         if done.failures:
@@ -85,19 +78,31 @@ def _say_registered(registration: Registration) -> None:
         say("  (some files of the sample are broken on purpose; the ledger says how)", "dim")
 
 
-def _land(files: list[Path], sample: Path, landing: Path) -> int:
-    """Copy the files that are not in the landing zone as they are; returns how many."""
+def land_sample(settings: Settings) -> str:
+    """Copy the sample's files that are not in the landing zone as they are; says how many.
+
+    Raises:
+        ConfigurationError: when this MetaLayer comes without the sample.
+    """
     from metalayer.catalog import catalog
     from metalayer.landing.files import land
+    from metalayer.settings import PROJECT_ROOT
 
+    sample = PROJECT_ROOT / "data" / "sample"
+    files = sorted(p for p in sample.rglob("*.csv*") if p.name.endswith((".csv", ".csv.gz")))
+    if not files:
+        raise ConfigurationError(
+            f"The sample is not there: {sample} has no CSV files",
+            "Run the demo in a clone of MetaLayer, or make files with `metalayer generate`.",
+        )
     new = []
     for path in files:
-        there = landing / path.relative_to(sample)
+        there = settings.landing / path.relative_to(sample)
         if not (there.is_file() and filecmp.cmp(path, there, shallow=False)):
             new.append(path)
     sources = [s.source for s in catalog().sources.values() if s.source is not None]
-    land(new, landing, sources)
-    return len(new)
+    land(new, settings.landing, sources)
+    return f"{len(new)} of {len(files)} files of data/sample copied to {settings.landing}"
 
 
 def _show(warehouse: Any, done: Build) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import pandera.polars as pa
 import polars as pl
 
+from metalayer.contracts.due import Due as Due
 from metalayer.errors import ContractError
 
 Layer = Literal["bronze", "silver", "gold"]
@@ -46,6 +47,8 @@ _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 #: Up to this many rejected rows in a month are never judged by `max_reject_rate`: a rate says
 #: nothing about a handful of rows.
 REJECTS_ALWAYS_TOLERATED = 25
+#: What a contract gets that says nothing about it.
+_DUE, _FRESH_WITHIN = Due(day=5, hour=6), timedelta(days=35)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class ColumnSpec:
         null_tokens: Landed texts that mean "no value" (compared trimmed, any case).
         is_landed: Delivered in the files of the contract's `Source`.
         derived: SQL over the stored columns; the column is computed on reading, not stored.
+        is_free_text: Typed by people, who may write anything; never shown in samples.
     """
 
     name: str
@@ -85,6 +89,8 @@ class ColumnSpec:
     null_tokens: tuple[str, ...] = ()
     is_landed: bool = False
     derived: str | None = None
+    # Says nothing of the rows, so it is no part of what makes them out of date.
+    is_free_text: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class TableSpec:
         columns: In the order of the published table, derived columns included.
         month_column: The column whose month decides the partition.
         fresh_within: How old the newest publish may be.
+        due: By when a month is to be there; None: its months may fail to come.
         max_reject_rate: Share of a month's rows that may be quarantined, 0 to 1.
         max_rejects: How many rows of a month may be quarantined; None: any number.
         rows_from: Table each of whose rows must arrive here as one row, or None.
@@ -145,6 +152,7 @@ class TableSpec:
     sums_from: Mapping[str, str] = field(default_factory=dict)
     rows_follow: str | None = None
     max_rejects: int | None = None
+    due: Due | None = _DUE
     unknown_member: Mapping[str, Any] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
     source: SourceSpec | None = None
@@ -211,6 +219,7 @@ class _Facts:
     null_tokens: tuple[str, ...]
     is_landed: bool | None
     derived: str | None
+    is_free_text: bool
 
 
 def column(
@@ -225,6 +234,7 @@ def column(
     null_tokens: Sequence[str] = (),
     landed: bool | None = None,
     derived: str | None = None,
+    free_text: bool = False,
     **rules: Any,
 ) -> Any:
     """Declare a column; `rules` are those of `pandera.Field` (ge, gt, isin, str_matches, ...).
@@ -238,10 +248,11 @@ def column(
         null_tokens: Landed texts that mean "no value", e.g. ("NULL", "N/A").
         landed: Whether the source's files have this column; by default all but derived ones do.
         derived: SQL expression computed on reading, e.g. a window function over the versions.
+        free_text: Whether people type what they like into it; samples do not show it.
     """
     facts = _Facts(
         role, is_key or role == "key", precision, scale, pii, references, tuple(null_tokens),
-        landed, derived,
+        landed, derived, free_text,
     )  # fmt: skip
     return pa.Field(description=meaning, metadata={"metalayer": facts}, **rules)
 
@@ -332,7 +343,8 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         owner=owner,
         columns=columns,
         month_column=month,
-        fresh_within=getattr(facts, "fresh_within", timedelta(days=35)),
+        fresh_within=_fresh_within(facts, where),
+        due=_due(facts, where),
         max_reject_rate=getattr(facts, "max_reject_rate", 0.10),
         max_rejects=getattr(facts, "max_rejects", None),
         rows_from=getattr(facts, "rows_from", None),
@@ -351,7 +363,10 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
     assert silver.source is not None
     landed = tuple(
         ColumnSpec(
-            c.name, "text", pl.String, f"As delivered: {c.meaning}", nullable=True, pii=c.pii
+            *(c.name, "text", pl.String, f"As delivered: {c.meaning}"),
+            nullable=True,
+            pii=c.pii,
+            is_free_text=c.is_free_text,
         )
         for c in silver.landed
     )
@@ -372,6 +387,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
         columns=landed + machinery,
         month_column="month",
         fresh_within=silver.fresh_within,
+        due=silver.due,
         max_reject_rate=silver.max_reject_rate,
         max_rejects=silver.max_rejects,
         source=silver.source,
@@ -449,9 +465,31 @@ def _columns(
                 null_tokens=facts.null_tokens,
                 is_landed=is_landed and facts.derived is None and facts.is_landed is not False,
                 derived=facts.derived,
+                is_free_text=facts.is_free_text,
             )
         )
     return tuple(columns), month
+
+
+def _fresh_within(facts: Any, where: str) -> timedelta:
+    found = getattr(facts, "fresh_within", _FRESH_WITHIN)
+    # A warning comes before it, and Dagster looks once a minute.
+    if not isinstance(found, timedelta) or found < timedelta(hours=1):
+        raise ContractError(
+            f"{where}: Table.fresh_within is {found!r}",
+            "Use a timedelta of an hour or more, e.g. timedelta(days=35)",
+        )
+    return found
+
+
+def _due(facts: Any, where: str) -> Due | None:
+    found = getattr(facts, "due", _DUE)
+    if found is not None and not isinstance(found, Due):
+        raise ContractError(
+            f"{where}: Table.due is {found!r}",
+            "Use Due(day=5, hour=6) for the 5th of the next month, 06:00 UTC, or None for never",
+        )
+    return found
 
 
 def _types(annotation: Any, facts: _Facts, where: str) -> tuple[str, Any]:

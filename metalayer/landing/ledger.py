@@ -26,6 +26,7 @@ from sqlalchemy import Engine
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError
 from metalayer.landing import drift, verdict
+from metalayer.landing.awaiting import awaiting
 from metalayer.landing.copies import promote_copies, same_content, touched
 from metalayer.landing.entries import Candidate, Delivery, Entries
 from metalayer.landing.files import STILL_SECONDS, LandedFile, Skipped, discover
@@ -34,7 +35,7 @@ from metalayer.landing.litter import clear_litter
 from metalayer.landing.outdated import Outdated, outdated_deliveries, record_again
 from metalayer.landing.parsed import parse_landed
 from metalayer.landing.reader import FileInFlux, Parsed, fingerprint
-from metalayer.landing.shape import Terms, delivery_month, parsed_paths, terms_of
+from metalayer.landing.shape import Terms, parsed_paths, terms_of
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
 
@@ -134,37 +135,8 @@ class _Desk:
 
     def candidates(self, files: Sequence[LandedFile]) -> list[Candidate]:
         """The files whose state is not in the ledger, in the order of landing."""
-        self.cursor.execute(
-            "select delivery_id, source, file, size, mtime_ns, sha256 <> '', status, shape, "
-            "delivery_id = max(delivery_id) over (partition by source, file) "
-            "from meta.deliveries order by delivery_id"
-        )
-        known: dict[tuple[str, str, int, int], str] = {}
-        places: dict[tuple[str, str, int, int], int] = {}
-        refused: set[tuple[str, str]] = set()
-        for delivery, source, file, *state, was_read, status, shape, is_newest in self.cursor:
-            now = (source, file, *state)
-            terms = self.terms.get(source)
-            if status == "rejected":
-                refused.add((source, file))
-            # What other terms refused, or what could not even be read, gets another chance. It
-            # keeps the place it was read at: what landed after it is newer.
-            if status == "rejected" and (not was_read or terms is None or shape != terms.judged_by):
-                if is_newest and was_read:
-                    places[now] = delivery
-            elif status != "superseded":
-                known[now] = status
-        found = []
-        for file in files:
-            now = (file.source.name, file.name, file.size, file.mtime_ns)
-            if known.get(now) == "withdrawn":
-                reason = f"it was withdrawn; `metalayer land {file.path}` takes it in again"
-                self.result.skipped.append(Skipped(file.name, reason))
-            elif now not in known:
-                terms = self.terms[file.source.name]
-                was_refused = (file.source.name, file.name) in refused
-                place = places.get(now, 0)
-                found.append(Candidate(file, terms, delivery_month(file), place, was_refused))
+        found, withdrawn = awaiting(self.cursor, self.terms, files)
+        self.result.skipped += withdrawn
         new = [candidate for candidate in found if not candidate.delivery_id]
         self.cursor.execute(
             "select nextval(pg_get_serial_sequence('meta.deliveries', 'delivery_id')) as place "

@@ -29,7 +29,7 @@ from metalayer.warehouse.quarantine import (
     take_out,
 )
 from metalayer.warehouse.stage import Stage
-from metalayer.warehouse.violations import LEAF, bad_rows
+from metalayer.warehouse.violations import LEAF, bad_rows, is_failed_cast
 
 _EXAMPLES = 10
 _RULES = 5
@@ -124,7 +124,9 @@ def _limit_passed(audit: MonthAudit, spec: TableSpec, rows_published: int) -> st
 
 def _examples(cursor: Any, spec: TableSpec, month: date) -> list[str]:
     """Some rejected rows, a line each: `file:line column rule 'value'`; personal values masked."""
-    personal = [c.name for c in spec.columns if c.pii]
+    personal = [c.name for c in spec.columns if c.pii or c.is_free_text]
+    # A shifted row has a name in any column: there nothing is shown of what could not be typed.
+    hides_texts = spec.source is not None and any(c.pii for c in spec.columns)
     # What came from no file goes by its key.
     keys = [name for name in spec.key if name not in personal]
     cursor.execute(
@@ -134,16 +136,22 @@ def _examples(cursor: Any, spec: TableSpec, month: date) -> list[str]:
         "using (delivery_id) where q.month = %s order by q.delivery_id, q.line limit %s",
         (keys, month, _EXAMPLES),
     )
-    return [f"{place} {_told(violations[0], personal)}" for place, violations in cursor.fetchall()]
+    return [
+        f"{place} {_told(violations[0], personal, hides_texts=hides_texts)}"
+        for place, violations in cursor.fetchall()
+    ]
 
 
-def _told(violation: Mapping[str, str | None], personal: list[str]) -> str:
+def _told(violation: Mapping[str, str | None], personal: list[str], *, hides_texts: bool) -> str:
     column, value = violation["column"], violation["value"]
     told = f"{column or 'row'} {violation['rule']}"
     if value is None:
         return told
     # A key of several columns is named by all of them.
     is_personal = any(name in personal for name in (column or "").split(", "))
+    is_personal |= (
+        hides_texts and violation["rule"] is not None and is_failed_cast(violation["rule"])
+    )
     return f"{told} ***" if is_personal else f"{told} {value[:_SHOWN_CHARACTERS]!r}"
 
 

@@ -21,11 +21,13 @@ from datetime import date
 from functools import partial
 from typing import Any, Literal
 
+import psycopg2
 from psycopg2 import sql
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.lineage.select import Reach
+from metalayer.outages import refusal
 from metalayer.warehouse.audit import MonthAudit
 from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.evolve import evolve
@@ -162,7 +164,9 @@ def build_months(
             raise
         errors = [error for f in futures if (error := f.exception()) is not None]
     for error in errors[1:]:
-        log.error("%s: another window failed as well: %s", job.spec.full_name, error)
+        # PostgreSQL's own words may quote a row.
+        said = refusal(error) if isinstance(error, psycopg2.Error) else error
+        log.error("%s: another window failed as well: %s", job.spec.full_name, said)
     if errors:
         raise errors[0]
 

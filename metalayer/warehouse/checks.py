@@ -30,11 +30,13 @@ class Finding:
         passed: Whether it holds.
         description: What was found, in a sentence; empty when it holds.
         facts: Counts and sums looked at, for the check's metadata.
+        months: Month -> "passed", and the numbers that were looked at in it.
     """
 
     passed: bool
     description: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    months: Mapping[date, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def keys_unique(
@@ -49,8 +51,9 @@ def keys_unique(
         among: Months to compare with. A month that is about to be rebuilt is left out: a row that
             moved may still stand in the month it leaves.
     """
+    passed = {month: {"passed": True} for month in months}
     if spec.month_column in spec.key:
-        return Finding(True, facts={"key": ", ".join(spec.key)})
+        return Finding(True, facts={"key": ", ".join(spec.key)}, months=passed)
     key = identifiers(spec.key)
     cursor.execute(
         sql.SQL(
@@ -67,11 +70,32 @@ def keys_unique(
     )
     repeated = cursor.fetchall()
     examples = "; ".join(", ".join(str(v) for v in row[:-1]) for row in repeated)
+    found = _months_of_repeated_keys(cursor, spec, among) if repeated else {}
     return Finding(
         not repeated,
         f"Keys stand in more than one month of {spec.full_name}: {examples}" if repeated else "",
         {"key": ", ".join(spec.key)},
+        passed | {month: {"passed": False, "keys": keys} for month, keys in found.items()},
     )
+
+
+def _months_of_repeated_keys(
+    cursor: Any, spec: TableSpec, among: Sequence[date]
+) -> dict[date, int]:
+    """Month -> keys in it that stand in another month of `among` as well."""
+    cursor.execute(
+        sql.SQL(
+            "select date_trunc('month', {month})::date, count(*) from {table} where {among} "
+            "and ({key}) in (select {key} from {table} where {among} "
+            "group by {key} having count(*) > 1) group by 1 order by 1"
+        ).format(
+            month=sql.Identifier(spec.month_column),
+            key=identifiers(spec.key),
+            table=stored_name(spec),
+            among=_window(spec, among),
+        )
+    )
+    return dict(cursor.fetchall())
 
 
 def references_resolve(
@@ -85,10 +109,12 @@ def references_resolve(
     assert column.references is not None
     cursor.execute(
         sql.SQL(
-            "select count(*), count(distinct {column}) from {table} as t where {window} and "
-            "{column} is not null and not exists "
-            "(select from {target} as r where r.{referenced} = t.{column})"
+            "select date_trunc('month', t.{month})::date, count(*), count(distinct {column}) "
+            "from {table} as t where {window} and {column} is not null and not exists "
+            "(select from {target} as r where r.{referenced} = t.{column}) "
+            "group by grouping sets ((), (1))"
         ).format(
+            month=sql.Identifier(spec.month_column),
             column=sql.Identifier(column.name),
             table=stored_name(spec),
             window=_window(spec, months) if months is not None else sql.SQL("true"),
@@ -96,7 +122,8 @@ def references_resolve(
             referenced=sql.Identifier(column.references.column),
         )
     )
-    rows, values = cursor.fetchone()
+    found = {month: (rows, values) for month, rows, values in cursor.fetchall()}
+    rows, values = found.pop(None)
     to = f"{column.references.table}.{column.references.column}"
     return Finding(
         rows == 0,
@@ -105,6 +132,10 @@ def references_resolve(
         if rows
         else "",
         {"rows": rows, "values": values, "references": to},
+        {
+            month: {"passed": month not in found, "rows": found.get(month, (0,))[0]}
+            for month in (months if months is not None else sorted(found))
+        },
     )
 
 
@@ -135,6 +166,7 @@ def rows_conserved(
         (spec.full_name, list(months)),
     )
     wrong = []
+    by_month: dict[date, dict[str, Any]] = {}
     total = {"read": 0, "published": 0, "quarantined": 0, "superseded": 0}
     for month, read, rows, quarantined, superseded, filed in cursor.fetchall():
         stored = found.get(month, 0)
@@ -142,11 +174,19 @@ def rows_conserved(
         came = read if came is None else came
         # Landing's own rejects share the month in bronze; they never were rows of the month.
         filed = quarantined if spec.layer == "bronze" else filed
-        if (
-            not came == read == stored + quarantined
-            or stored != rows + superseded
-            or (filed != quarantined)
-        ):
+        is_balanced = (
+            came == read == stored + quarantined
+            and stored == rows + superseded
+            and filed == quarantined
+        )
+        by_month[month] = {
+            "passed": is_balanced,
+            "came_in": came,
+            "published": stored - superseded,
+            "quarantined": filed,
+            "superseded": superseded,
+        }
+        if not is_balanced:
             wrong.append(
                 f"{month:%Y-%m}: {came:,} came in, {stored - superseded:,} published, "
                 f"{filed:,} quarantined, {superseded:,} superseded"
@@ -159,6 +199,7 @@ def rows_conserved(
         if wrong
         else "",
         total,
+        by_month,
     )
 
 
@@ -202,11 +243,20 @@ def deliveries_conserved(cursor: Any, spec: TableSpec, months: Sequence[date]) -
         ),
         (spec.source.name, list(months), spec.source.name, _EXAMPLES),
     )
+    differing = cursor.fetchall()
     wrong = [
         f"{file} {month}: {due:,} rows should be here, {found:,} are"
-        for file, month, due, found in cursor.fetchall()
+        for file, month, due, found in differing
     ]
-    return Finding(not wrong, f"Rows are not accounted for in {'; '.join(wrong)}" if wrong else "")
+    return Finding(
+        not wrong,
+        f"Rows are not accounted for in {'; '.join(wrong)}" if wrong else "",
+        months={
+            month: {"passed": False}
+            for month in months
+            if f"{month:%Y-%m}" in {month for _, month, _, _ in differing}
+        },
+    )
 
 
 def money_conserved(
@@ -232,6 +282,14 @@ def money_conserved(
         if wrong
         else "",
         {"total": float(sum(own.values())), "months": len(months)},
+        {
+            month: {
+                "passed": own.get(month, 0) == theirs.get(month, 0),
+                f"{spec.full_name}.{column}": f"{own.get(month, 0):,}",
+                f"{upstream.full_name}.{source}": f"{theirs.get(month, 0):,}",
+            }
+            for month in months
+        },
     )
 
 

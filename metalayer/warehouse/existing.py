@@ -84,7 +84,9 @@ def read_existing(cursor: Any, layers: Iterable[str]) -> Existing:
         cursor.execute(
             "select table_name, layer, description, owner, fresh_within, position, "
             # An earlier release did not note these.
-            "to_jsonb(t) ->> 'key_columns', to_jsonb(t) ->> 'open_columns' "
+            "to_jsonb(t) ->> 'key_columns', to_jsonb(t) ->> 'open_columns', "
+            "(to_jsonb(t) ->> 'due_day')::int, (to_jsonb(t) ->> 'due_hour')::int, "
+            "to_jsonb(t) ->> 'made_from' "
             "from meta.tables as t order by position"
         )
         facts = cursor.fetchall()

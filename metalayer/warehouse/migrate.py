@@ -150,7 +150,7 @@ def plan_migration(
         step = view_step(existing, name, view, is_dropped=name in dropped)
         steps += [step] if step is not None else []
     if is_complete:
-        steps += _facts(existing, specs)
+        steps += _facts(existing, specs, selects)
     return Migration(tuple(steps), tuple(refusals))
 
 
@@ -306,13 +306,17 @@ def _adopted(existing: Existing, spec: TableSpec) -> list[Step]:
     return [Step(spec.full_name, statements(forget), tuple(does), kind="note")]
 
 
-def _facts(existing: Existing, specs: Sequence[TableSpec]) -> list[Step]:
+def _facts(
+    existing: Existing, specs: Sequence[TableSpec], selects: Mapping[str, Select]
+) -> list[Step]:
     """The facts of all tables, where a reader finds them without the contracts."""
     rows = [
         (
             *(spec.full_name, spec.layer, spec.description, spec.owner, spec.fresh_within),
             *(position, ",".join(spec.key)),
             ",".join(c.name for c in spec.columns if c.pii is None),
+            *((spec.due.day, spec.due.hour) if spec.due else (None, None)),
+            ",".join(_made_from(spec.full_name, specs, selects)),
         )
         for position, spec in enumerate(specs)
     ]
@@ -327,7 +331,7 @@ def _facts(existing: Existing, specs: Sequence[TableSpec]) -> list[Step]:
             sql.SQL("delete from meta.tables"),
             sql.SQL(
                 "insert into meta.tables (table_name, layer, description, owner, fresh_within, "
-                "position, key_columns, open_columns) values\n    {}"
+                "position, key_columns, open_columns, due_day, due_hour, made_from) values\n    {}"
             ).format(values),
         ),
         ("Notes owner, freshness and order of the tables, for `status` and `query`.",),
@@ -336,13 +340,22 @@ def _facts(existing: Existing, specs: Sequence[TableSpec]) -> list[Step]:
     return [step]
 
 
+def _made_from(table: str, specs: Sequence[TableSpec], selects: Mapping[str, Select]) -> list[str]:
+    """The tables whose rows a table is made from, near or far, in the order of `specs`."""
+    found = {table}
+    for spec in reversed(specs):
+        if spec.full_name in found and spec.full_name in selects:
+            found.update(selects[spec.full_name].inputs)
+    return [spec.full_name for spec in specs if spec.full_name in found - {table}]
+
+
 def _fingerprint(specs: Sequence[TableSpec], selects: Mapping[str, Select]) -> str:
     """What the database's schema is made from, and what reads it."""
     digest = hashlib.sha256(_scripts_fingerprint().encode())
     for name in _CODE:
         digest.update(Path(__file__).with_name(name).read_bytes())
     for spec in specs:
-        facts = (spec.full_name, spec.description, spec.owner, spec.fresh_within)
+        facts = (spec.full_name, spec.description, spec.owner, spec.fresh_within, spec.due)
         digest.update(repr((*facts, spec.columns, spec.views, spec.unknown_member)).encode())
         digest.update(selects[spec.full_name].text.encode() if spec.full_name in selects else b"")
     return digest.hexdigest()

@@ -28,6 +28,8 @@ BATCH_ROWS = 250_000
 _SHOWN_OF_A_VALUE = 200
 #: Columns of a batch that say where in the stage a row is: its leaf, and its place in it.
 ROW, LEAF = "_row", "_leaf"
+# What is said of a landed text that could not be typed.
+_NOT_A, _NOT_READABLE = "not a ", "not readable"
 
 
 def bad_rows(cursor: Any, stage: Stage) -> Iterator[pl.DataFrame]:
@@ -134,10 +136,11 @@ def _rule_violations(
         unplaced = errors.failure_cases.filter(pl.col("index").is_null())
         if len(unplaced):
             first = unplaced.row(0, named=True)
+            # Not from `errors`, which lists the values of every row that breaks a rule.
             raise TypeError(
                 f"{spec.full_name}: rule {first['check']!r} failed as a whole: "
                 f"{first['failure_case']}"
-            ) from errors
+            ) from None
         rules = {name: readable_rule(name) for name in cases.get_column("check").unique().to_list()}
         places = batch.select(LEAF, ROW).with_row_index("index")
         return [
@@ -163,7 +166,7 @@ def _cast_violations(batch: pl.DataFrame, stage: Stage) -> list[pl.DataFrame]:
     failed = batch.filter(pl.col(FAILED_CASTS).is_not_null())
     if failed.is_empty():
         return []
-    types = {c.name: f"not a {c.type}" for c in stage.spec.stored}
+    types = {c.name: f"{_NOT_A}{c.type}" for c in stage.spec.stored}
     parts = pl.col(FAILED_CASTS).str.splitn(UNIT_SEPARATOR, 2)
     return [
         failed.select(LEAF, ROW, pl.col(FAILED_CASTS).str.split(RECORD_SEPARATOR))
@@ -175,11 +178,16 @@ def _cast_violations(batch: pl.DataFrame, stage: Stage) -> list[pl.DataFrame]:
             parts.struct.field("field_1").alias("value"),
         )
         .with_columns(
-            pl.col("column").replace_strict(types, default="not readable").alias("rule"),
+            pl.col("column").replace_strict(types, default=_NOT_READABLE).alias("rule"),
             pl.lit(0).alias("order"),
         )
         .select(LEAF, ROW, "column", "rule", "value", "order")
     ]
+
+
+def is_failed_cast(rule: str) -> bool:
+    """Whether a rule says that a landed text could not be typed."""
+    return rule.startswith(_NOT_A) or rule == _NOT_READABLE
 
 
 def readable_rule(check: str) -> str:

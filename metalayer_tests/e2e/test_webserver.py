@@ -178,3 +178,30 @@ def test_a_partition_materialized_from_the_ui_is_published(
     with transaction(pool) as connection, connection.cursor() as cursor:
         cursor.execute("select order_id, status from silver.orders")
         assert cursor.fetchall() == [(1, "COMPLETED")]
+
+
+_CHECK = """
+{ assetNodeOrError(assetKey: {path: ["gold", "business_kpis"]}) { ... on AssetNode {
+    freshnessStatusInfo { freshnessStatus }
+    assetChecksOrError { ... on AssetChecks { checks { name canExecuteIndividually
+        executionForLatestMaterialization { status evaluation { severity description } } } } } } }
+  runsOrError { ... on Runs { results { runId } } } }
+"""
+
+
+def test_a_late_table_is_seen_without_a_run(webserver: Webserver, daemon: Path) -> None:
+    execution, deadline = None, time.monotonic() + _STARTS_WITHIN_SECONDS
+    while execution is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+        answer = webserver.ask(_CHECK)
+        node = answer["assetNodeOrError"]
+        checks = {c["name"]: c for c in node["assetChecksOrError"]["checks"]}
+        execution = checks["due_month_present"]["executionForLatestMaterialization"]
+    assert execution is not None, daemon.read_text()[-3000:]
+    assert execution["status"] == "FAILED"
+    assert execution["evaluation"]["severity"] == "WARN"
+    assert execution["evaluation"]["description"].startswith("gold.business_kpis is late: ")
+    assert checks["due_month_present"]["canExecuteIndividually"] == "CAN_EXECUTE"
+    # Dagster's own says nothing of a table that was never materialized.
+    assert node["freshnessStatusInfo"]["freshnessStatus"] == "UNKNOWN"
+    assert answer["runsOrError"]["results"] == []

@@ -221,7 +221,7 @@ def test_the_page_on_adding_a_table(opened: Callable[[str], Page], database: str
         "rows_conserved": True,
         "money_conserved": True,
     }
-    assert table["declared_checks"] == sorted(table["checks"])
+    assert table["declared_checks"] == sorted([*table["checks"], "due_month_present"])
     assert table["months"] == ["2025-01"]
     _is_documented(table, _comments(database, "gold.sales_by_region"))
 
@@ -243,7 +243,7 @@ def test_the_page_on_adding_a_source(opened: Callable[[str], Page], database: st
         "references_resolve": True,
     }
     for table in (silver, bronze):
-        assert table["declared_checks"] == sorted(table["checks"])
+        assert table["declared_checks"] == sorted([*table["checks"], "due_month_present"])
         assert all(table["checks"].values())
         assert table["months"] == ["2025-06"]
     _is_documented(silver, _comments(database, "silver.returns"))
@@ -272,6 +272,15 @@ def test_the_page_on_schema_drift(opened: Callable[[str], Page]) -> None:
     page = opened("docs/schema-drift.md")
     page.execute()
     assert page.compared >= 2
+
+
+def test_the_page_on_freshness(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/freshness.md")
+    page.execute()
+    assert page.compared == 1
+    late = {t["table"]: t for t in json.loads(page.printed)}
+    assert late["silver.orders"]["late_since"] == "2025-08-03T06:00:00+00:00"
+    assert late["gold.fact_orders"]["waits_for"]
 
 
 def test_the_page_on_versions(opened: Callable[[str], Page]) -> None:

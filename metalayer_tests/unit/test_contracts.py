@@ -182,6 +182,18 @@ def test_a_contract_that_holds_together(declare: Declare, parse: Callable[[str],
             "contracts/silver/parcels.py: Source.kind is 'stream'",
             'Use "delta" or "snapshot"',
         ),
+        (
+            'owner = "team:logistics"',
+            'owner = "team:logistics"\n        due = 5',
+            "contracts/silver/parcels.py: Table.due is 5",
+            "Use Due(day=5, hour=6) for the 5th of the next month, 06:00 UTC, or None for never",
+        ),
+        (
+            'owner = "team:logistics"',
+            'owner = "team:logistics"\n        fresh_within = 35',
+            "contracts/silver/parcels.py: Table.fresh_within is 35",
+            "Use a timedelta of an hour or more, e.g. timedelta(days=35)",
+        ),
     ],
 )
 def test_what_a_contract_lacks_is_named_with_the_fix(
@@ -191,6 +203,19 @@ def test_what_a_contract_lacks_is_named_with_the_fix(
     with pytest.raises(ContractError) as refused:
         declare(PARCELS.replace(old, new))
     assert (refused.value.message, refused.value.next_step) == (message, next_step)
+
+
+def test_when_a_month_is_due(declare: Declare) -> None:
+    assert str(declare(PARCELS).due) == "day 5 of the next month, 06:00 UTC"
+    never = declare(PARCELS.replace("        owner", "        due = None\n        owner"))
+    assert never.due is None
+    assert bronze_spec(never).due is None
+
+
+def test_free_text_stays_so_as_it_landed(declare: Declare) -> None:
+    spec = declare(PARCELS.replace("ge=0)", "ge=0, free_text=True)"))
+    assert [c.name for c in spec.columns if c.is_free_text] == ["weight"]
+    assert bronze_spec(spec).column("weight").is_free_text
 
 
 @pytest.mark.parametrize("name", ["x" * 33, "Parcels", "parcels-2"])
@@ -374,6 +399,11 @@ def test_rewording_is_no_reason_to_rebuild(project: Project, tmp_path: Path) -> 
         "# A note.\n" + IMPORTS + PARCELS.replace("One row per parcel", "A parcel a row")
     )
     reworded = SELECT.replace("from bronze", "-- why\nFROM  bronze")
+    assert project({"sql/silver/parcels.sql": reworded}).code_versions["silver.parcels"] == before
+    # So is when a month is due, with all that has to be imported for it, and what a sample hides.
+    due = PARCELS.replace("        owner", "        due = Due(day=2)\n        owner")
+    due = due.replace("ge=0)", "ge=0, free_text=True)")
+    contract.write_text(IMPORTS.replace("import Contract", "import Due, Contract") + due)
     assert project({"sql/silver/parcels.sql": reworded}).code_versions["silver.parcels"] == before
 
 

@@ -30,11 +30,11 @@ class DimCustomer(Contract):
     email: str = column("E-mail address in lower case", nullable=True, pii="email")
     phone: str = column("Phone number as E.164", nullable=True, pii="phone")
     city: str = column("City of the postal address", nullable=True, pii="address")
-    state: str = column("State of the postal address", nullable=True)
+    state: str = column("State of the postal address", nullable=True, free_text=True)
     zip: str = column("Postal code", nullable=True, pii="address")
     dob: date = column("Day of birth", nullable=True, pii="birth_date")
     created_at: datetime = column("When the CRM first knew the customer, UTC", nullable=True)
-    region: str = column("Sales region, from the snapshot", nullable=True)
+    region: str = column("Sales region, from the snapshot", nullable=True, free_text=True)
     name_source: str = column("Where the name was taken from", nullable=True, isin=SOURCES)
     email_source: str = column("Where the e-mail was taken from", nullable=True, isin=SOURCES)
     disagreements: str = column(

@@ -2,7 +2,7 @@
 
 from datetime import date
 
-from metalayer.contracts.contract import Contract, column, key, month_column
+from metalayer.contracts.contract import Contract, Due, column, key, month_column
 from metalayer.contracts.silver import NO_VALUE
 
 
@@ -24,6 +24,7 @@ class CrmCustomers(Contract):
         "Sales region written out: North, Midwest, Central, or what was typed instead",
         nullable=True,
         null_tokens=NO_VALUE,
+        free_text=True,
     )
     month: date = month_column(
         "First day of the month the snapshot is of", is_key=True, landed=False
@@ -31,6 +32,7 @@ class CrmCustomers(Contract):
 
     class Table:
         owner = "team:customer-data"
+        due = Due(day=3, hour=6)
 
     class Source:
         files = "crm/crm_customers*.csv"

@@ -2,7 +2,7 @@
 
 from datetime import date, datetime
 
-from metalayer.contracts.contract import Contract, column, key, month_column
+from metalayer.contracts.contract import Contract, Due, column, key, month_column
 from metalayer.contracts.silver import NO_VALUE
 
 
@@ -37,7 +37,10 @@ class Customers(Contract):
         "City of the postal address", nullable=True, pii="address", null_tokens=NO_VALUE
     )
     state: str = column(
-        "State of the postal address, in upper case", nullable=True, null_tokens=NO_VALUE
+        "State of the postal address, in upper case",
+        nullable=True,
+        null_tokens=NO_VALUE,
+        free_text=True,
     )
     zip: str = column("Postal code", nullable=True, pii="address", null_tokens=NO_VALUE)
     dob: date = column("Day of birth", nullable=True, pii="birth_date", null_tokens=NO_VALUE)
@@ -48,6 +51,7 @@ class Customers(Contract):
 
     class Table:
         owner = "team:customer-data"
+        due = Due(day=3, hour=6)
 
     class Source:
         files = "crm/customers*.csv"

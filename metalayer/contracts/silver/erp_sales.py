@@ -3,7 +3,7 @@
 from datetime import date
 from decimal import Decimal
 
-from metalayer.contracts.contract import Contract, column, key, month_column
+from metalayer.contracts.contract import Contract, Due, column, key, month_column
 from metalayer.contracts.silver import MOST_MONEY, MOST_UNITS, NO_VALUE
 
 
@@ -29,6 +29,7 @@ class ErpSales(Contract):
 
     class Table:
         owner = "team:sales-data"
+        due = Due(day=3, hour=6)
 
     class Source:
         files = "erp/erp_sales*.csv"

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import polars as pl
 
-from metalayer.contracts.contract import Contract, column, key, month_column, row_rule
+from metalayer.contracts.contract import Contract, Due, column, key, month_column, row_rule
 from metalayer.contracts.silver import MOST_MONEY, MOST_UNITS, NO_VALUE
 
 ORDER_STATES = ("PENDING", "SHIPPED", "COMPLETED", "CANCELLED")
@@ -39,6 +39,7 @@ class Orders(Contract):
 
     class Table:
         owner = "team:sales-data"
+        due = Due(day=3, hour=6)
 
     class Source:
         files = "erp/orders*.csv"

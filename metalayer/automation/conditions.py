@@ -1,0 +1,203 @@
+"""When a month of a table is to be built: when it is out of date, and only then.
+
+Dagster's own conditions look at events: something upstream was updated since. This one looks at
+what is there. A month is out of date when the published version was made from other inputs or by
+other code than there are now, which the warehouse knows exactly (`metalayer.planning`). Hence old
+months count like new ones, nothing that changes during a run is lost, a month rebuilt to the same
+rows makes nothing behind it follow, and a first start on a warehouse that is built does nothing.
+
+What failed is tried again once its inputs or its code change. A run that ended without a verdict
+(killed, no connection) is asked for again, later and later.
+
+A month waits while an unfinished run is to build it, or an input of it.
+
+Does not belong here: asking for runs (`following.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from metalayer.assets.partitions import to_key, to_month
+from metalayer.assets.resources import Warehouse, standing_warehouse
+from metalayer.automation.retries import UNFINISHED, Asked
+from metalayer.catalog import catalog
+from metalayer.jobs import months_between, table_job
+from metalayer.planning import Plan, plan, reached_months, without
+from metalayer.warehouse.build import is_stale
+from metalayer.warehouse.failures import Failures, load_failures, made_from, versions_asked
+from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.state import State, load_state
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is out of date, less what was tried and failed as it is.
+
+    Attributes:
+        todo: Which months are to be built, and which may follow.
+        made_from: (table, month) -> fingerprint of what it would be made from, of those to build.
+        given_up: (table, month) of stale months that need not be tried again as they are.
+        blocked: Tables whose checks failed, behind which nothing is built.
+    """
+
+    todo: Plan
+    made_from: Mapping[tuple[str, date], str]
+    given_up: frozenset[tuple[str, date]]
+    blocked: frozenset[str]
+
+
+def outlook(warehouse: Warehouse) -> Outlook:
+    """Look at what is out of date now."""
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        state, failures = load_state(cursor), load_failures(cursor)
+    planned = plan(state, warehouse.settings)
+    fingerprints = _fingerprints(warehouse, state, planned)
+    given_up = {
+        (table, month)
+        for table, months in planned.stale.items()
+        for month in months
+        if failures.months.get((table, month)) == fingerprints[table, month]
+    }
+    blocked = {
+        table
+        for table in planned.unchecked
+        if _checks_failed(warehouse, state, failures, table)
+        # What is to be rebuilt may mend what the checks found.
+        and not {m for m in planned.stale[table] if (table, m) not in given_up}
+    }
+    todo = without(planned, given_up, blocked)
+    return Outlook(todo, fingerprints, frozenset(given_up), frozenset(blocked))
+
+
+def _fingerprints(warehouse: Warehouse, state: State, planned: Plan) -> dict[tuple[str, date], str]:
+    found = {}
+    for table in planned.stale:
+        job = table_job(table, warehouse.settings)
+        for month in planned.stale[table]:
+            found[table, month] = made_from(job.code_version, job.inputs(state, month))
+        for month in planned.unchecked[table]:
+            found[table, month] = str(state.published[table][month].version)
+    return found
+
+
+def _checks_failed(warehouse: Warehouse, state: State, failures: Failures, table: str) -> bool:
+    """Whether the checks of a table failed on just the versions they would be asked about now."""
+    if table not in failures.checks:
+        return False
+    job = table_job(table, warehouse.settings)
+    asked = {
+        month: published.version
+        for month, published in state.published.get(table, {}).items()
+        if not published.is_checked and not is_stale(job, state, month)
+    }
+    return bool(asked) and failures.checks[table] == versions_asked(asked)
+
+
+class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
+    """True for the months of a table that are to be built now."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the UI."""
+        return "out_of_date"
+
+    @property
+    def description(self) -> str:
+        """What it says in the UI."""
+        return "Made from other inputs or by other code than there are now, or never built"
+
+    @property
+    def requires_cursor(self) -> bool:
+        """It remembers what was asked for, so as not to ask for the same again at once."""
+        return True
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> Any:
+        """The candidate months that are to be built, and what was asked for so far."""
+        table = ".".join(context.key.path)
+        # In this order: a run that ends in between has brought up to date what is looked at then.
+        under_way = _under_way_in_tick(context.asset_graph_view)
+        seen = _outlook_of_tick(context.asset_graph_view)
+        candidates = {
+            to_month(key) for key in context.candidate_subset.expensively_compute_partition_keys()
+        }
+        candidates -= _busy(under_way, table, candidates)
+        own = seen.todo.stale.get(table, set()) | seen.todo.unchecked.get(table, set())
+        now = context.evaluation_time.timestamp()
+        asked = Asked.read(context.cursor)
+        due = {
+            month
+            for month in own & candidates
+            if asked.is_due(to_key(month), seen.made_from[table, month], now)
+        }
+        due |= _behind(context, table, seen.todo) & candidates
+        assert context.partitions_def is not None
+        subset = context.asset_graph_view.get_subset_from_partition_keys(
+            context.key, context.partitions_def, {to_key(month) for month in due}
+        )
+        fingerprints = {to_key(month): seen.made_from[table, month] for month in own}
+        cursor = asked.after({to_key(month) for month in due}, fingerprints, now).written()
+        return dg.AutomationResult(context, subset, cursor=cursor)
+
+
+def _behind(context: dg.AutomationContext[dg.AssetKey], table: str, todo: Plan) -> set[date]:
+    """Months that may have to follow what is asked for upstream in this very tick."""
+    months: set[date] = set()
+    affected = todo.affected.get(table, set())
+    for name, reach in catalog().inputs(table).items():
+        requested = context.request_subsets_by_key.get(dg.AssetKey(name.split(".")))
+        if requested is not None:
+            keys = requested.expensively_compute_partition_keys()
+            months |= reached_months({to_month(key) for key in keys}, reach, affected)
+    return months
+
+
+def _busy(under_way: Mapping[str, set[date]], table: str, months: set[date]) -> set[date]:
+    """The months of a table that an unfinished run builds, or builds an input of."""
+    busy = set(under_way.get(table, ()))
+    for name, reach in catalog().inputs(table).items():
+        busy |= reached_months(under_way.get(name, set()), reach, months)
+    return busy
+
+
+@lru_cache(maxsize=1)
+def _under_way_in_tick(view: Any) -> dict[str, set[date]]:
+    """Table -> months that unfinished runs are to build."""
+    found: dict[str, set[date]] = {}
+    for run in view.instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED))):
+        first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
+        last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
+        if first is None or last is None:
+            continue
+        months = months_between(to_month(first), to_month(last))
+        chosen = {".".join(key.path) for key in run.asset_selection or ()}
+        for table in chosen or catalog().specs:
+            found.setdefault(table, set()).update(months)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _outlook_of_tick(_view: object) -> Outlook:
+    """One look for all tables of a tick: each tick has a view of the assets of its own."""
+    with standing_warehouse() as warehouse:
+        return outlook(warehouse)
+
+
+def table_condition() -> dg.AutomationCondition[dg.AssetKey]:
+    """When a month of a table is built by itself: out of date, and nothing of it under way.
+
+    The order counts: what is looked at last only sees the months that passed the others, and
+    remembers just those as asked for.
+    """
+    return (~dg.AutomationCondition.in_progress() & OutOfDate()).with_label("follow")

@@ -1,0 +1,80 @@
+"""The sensor that has tables follow: it asks for what the conditions say, a run for a range.
+
+Dagster would ask for a run a month, or for a backfill, which starts half a minute later. Here the
+months of a tick that follow each other go into one run, with every table that has something to do
+in them: one run over a range costs little more than one over a month.
+
+Does not belong here: when a month is to be built (`conditions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+import dagster as dg
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+from dagster._record import copy
+
+from metalayer.assets.checks import asset_key
+from metalayer.assets.partitions import to_key, to_month
+from metalayer.assets.resources import standing_warehouse
+from metalayer.automation.conditions import outlook
+from metalayer.automation.retries import EARLIER_SECONDS
+from metalayer.catalog import Catalog
+from metalayer.planning import ranges_of
+
+_FOLLOW_SECONDS = 5
+
+
+class FollowingSensor(dg.AutomationConditionSensorDefinition):
+    """Evaluates the conditions of all tables, and asks for runs over ranges of months."""
+
+    def evaluate_tick(self, context: dg.SensorEvaluationContext) -> SensorExecutionData:
+        """One tick, as Dagster evaluates it, with its requests joined."""
+        done = super().evaluate_tick(context)
+        if not done.run_requests:
+            return done
+        with standing_warehouse() as warehouse:
+            seen = outlook(warehouse)
+        # A range takes along months that have nothing to do, but none that would only fail again.
+        is_held_up = bool(seen.given_up or seen.blocked)
+        return copy(done, run_requests=list(joined(done.run_requests, exactly=is_held_up)))
+
+
+def following_sensor(tables: Catalog) -> dg.SensorDefinition:
+    """The sensor, on unless somebody turned it off."""
+    return FollowingSensor(
+        "tables_follow",
+        target=dg.AssetSelection.assets(*(asset_key(table) for table in tables.specs)),
+        description="Builds the months of tables that are out of date, with what lies behind them.",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=_FOLLOW_SECONDS - EARLIER_SECONDS,
+        use_user_code_server=True,
+        emit_backfills=False,
+    )
+
+
+def joined(requests: Sequence[dg.RunRequest], *, exactly: bool) -> Iterator[dg.RunRequest]:
+    """Requests for a month each as requests for ranges of months."""
+    months: dict[date, set[str]] = {}
+    tags: dict[str, str] = {}
+    for request in requests:
+        key = request.partition_key or request.tags[PARTITION_NAME_TAG]
+        tables = {".".join(asset.path) for asset in request.asset_selection or ()}
+        months.setdefault(to_month(key), set()).update(tables)
+        tags |= {k: v for k, v in request.tags.items() if k != PARTITION_NAME_TAG}
+    for first, last, tables_of_range in ranges_of(months, exactly=exactly):
+        yield dg.RunRequest(
+            asset_selection=[asset_key(table) for table in tables_of_range],
+            tags={
+                **tags,
+                ASSET_PARTITION_RANGE_START_TAG: to_key(first),
+                ASSET_PARTITION_RANGE_END_TAG: to_key(last),
+            },
+        )

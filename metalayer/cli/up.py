@@ -1,0 +1,52 @@
+"""The command `up`: the whole platform in one terminal."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from metalayer.console import say, say_next
+
+
+def up(
+    port: Annotated[
+        int, typer.Option("--port", help="Port of the web interface; 0 takes a free one.")
+    ] = 3000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at. Nobody is asked who they are.")
+    ] = "127.0.0.1",
+    demo: Annotated[bool, typer.Option("--demo", help="Land the sample as it starts.")] = False,
+) -> None:
+    """Run the platform: web interface, sensors and runs, until Ctrl-C.
+
+    Exports that land in the landing zone become tables by themselves. Starts the embedded
+    PostgreSQL (or uses METALAYER_DATABASE_URL), Dagster's code server, webserver and daemon. Logs
+    are in METALAYER_HOME/logs.
+    """
+    from metalayer.services.platform import Platform, free_address
+    from metalayer.settings import Settings
+
+    settings = Settings.load()
+    address = free_address(host, port)
+    say(f"The warehouse: PostgreSQL {settings.database_shown}")
+
+    def tell(line: str) -> None:
+        say(f"{datetime.now().astimezone():%H:%M:%S} {line}")
+
+    def prepare(_warehouse: Any, _instance: Any) -> None:
+        if demo:
+            from metalayer.cli.demo import land_sample
+
+            say(land_sample(settings))
+
+    def ready() -> None:
+        say(f"MetaLayer is up: {address.url}", "bold")
+        say(f"Exports that land in {settings.landing} become tables. Ctrl-C ends it all.")
+        say_next(
+            ("land FILE...", "take in exports of your own"),
+            ("status", "each table"),
+        )
+
+    Platform(settings, address, tell).run(prepare, ready)

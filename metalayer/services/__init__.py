@@ -1,0 +1,9 @@
+"""The processes of a running platform: started, watched and ended by `metalayer up`.
+
+    child.py        one process of ours: its log, its end, nothing left behind
+    platform.py     PostgreSQL, code server, webserver and daemon as one
+    code_server.py  Dagster's code server, whose runs start at once
+    activity.py     what goes on in it, as lines for a terminal
+
+Does not belong here: what the daemon does (`metalayer.automation`).
+"""

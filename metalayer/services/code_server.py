@@ -1,0 +1,49 @@
+"""Dagster's code server, whose runs start at once.
+
+Dagster gives each run a new Python process, which imports everything anew: seconds of a run that
+may itself take two. Here a run is forked from a process that has imported it all and done nothing
+else, so that no thread or connection is shared; everything about a run stays as Dagster has it.
+
+    python -m metalayer.services.code_server api grpc --socket ...
+
+Takes the arguments of `dagster`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from multiprocessing import forkserver
+from typing import Any
+
+#: What a run imports. `dagster._grpc.server` is where its process begins.
+_IMPORTED = ["dagster._grpc.server", "dagster._cli.api", "metalayer.definitions"]
+#: The processor is for what a user waits for first: the web interface.
+_WARM_AFTER_SECONDS = 10.0
+
+
+def fork_runs() -> None:
+    """Have the processes that Dagster asks to be spawned forked from one that is ready."""
+    of_method = multiprocessing.get_context
+    forks = of_method("forkserver")
+    forks.set_forkserver_preload(_IMPORTED)
+
+    def context(method: str | None = None) -> Any:
+        return forks if method == "spawn" else of_method(method)
+
+    multiprocessing.get_context = context
+    warm = threading.Timer(_WARM_AFTER_SECONDS, forkserver.ensure_running)
+    warm.daemon = True
+    warm.start()
+
+
+def main() -> None:
+    """The command `dagster`, with runs that are forked."""
+    fork_runs()
+    from dagster._cli import main as dagster
+
+    dagster()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

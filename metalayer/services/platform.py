@@ -1,0 +1,342 @@
+"""The platform as one: PostgreSQL, code server, webserver and daemon, until somebody ends it.
+
+    PostgreSQL --> the tables, and Dagster's --> code server --> webserver, daemon
+
+The code server loads while the tables are made, the other two once both are there. A process that
+dies is started again. Does not belong here: how one process is run (`child.py`), or what is said
+about the work (`activity.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from metalayer.dagster_home import dagster_environment
+from metalayer.errors import ConfigurationError, MetaLayerError, UsageError, WarehouseError
+from metalayer.outages import outage
+from metalayer.services.child import Child, end_all, wait_until
+from metalayer.settings import ENV_PREFIX, Settings
+from metalayer.warehouse.server import WarehouseServer, warehouse_server
+
+Tell = Callable[[str], None]
+
+#: Everything is to be gone within ten seconds of the signal; PostgreSQL needs some of them.
+_PATIENCE_SECONDS = 5.0
+_START_SECONDS = 120.0
+_LOOK_SECONDS = 1.0
+#: A process that dies is started again, but not if it did so this often within this time.
+_MOST_RESTARTS, _RESTARTS_WITHIN = 5, 300.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the web interface listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """What to open in a browser on this machine."""
+        host = "localhost" if self.host in ("127.0.0.1", "0.0.0.0", "::") else self.host  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+@contextlib.contextmanager
+def only_one(settings: Settings, address: Address) -> Iterator[None]:
+    """Let this be the only platform of the home.
+
+    Raises:
+        UsageError: when one runs, saying where.
+    """
+    settings.home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    path = settings.home / "up.lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"METALAYER_HOME={settings.home} cannot be written to: {error.strerror}",
+            "Set METALAYER_HOME to a folder you can write to.",
+        ) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _is_running(path, settings) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": address.url}).encode(), 0)
+        yield
+        os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _is_running(path: Path, settings: Settings) -> UsageError:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        said = json.loads(path.read_text())
+        return UsageError(
+            f"MetaLayer is up already at {said['url']} (process {said['pid']}), "
+            f"for METALAYER_HOME={settings.home}",
+            "Open it there, end it with Ctrl-C where it runs, or set another METALAYER_HOME.",
+        )
+    return UsageError(
+        f"MetaLayer is starting or ending already for METALAYER_HOME={settings.home}",
+        "Wait a moment, or set another METALAYER_HOME.",
+    )
+
+
+def free_address(host: str, port: int) -> Address:
+    """The address to listen at; port 0 takes a free one.
+
+    Raises:
+        UsageError: when the port is taken, or the host is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OverflowError:
+            raise UsageError(f"{port} is no port", "Choose one from 1 to 65535.") from None
+        except OSError as error:
+            raise UsageError(
+                f"Nothing can listen at {host}, port {port}: {error.strerror}",
+                f"Choose another with `--port {port + 1}`, or end what uses it.",
+            ) from None
+        return Address(host, int(probe.getsockname()[1]))
+
+
+class Platform:
+    """The processes of one home.
+
+    Args:
+        settings: Which home and which PostgreSQL.
+        address: Where the web interface listens.
+        tell: Told in a line what is going on.
+    """
+
+    def __init__(self, settings: Settings, address: Address, tell: Tell) -> None:
+        self.settings = settings
+        self.address = address
+        self.tell = tell
+        self._ending = False
+        self._restarts: list[float] = []
+        self._trouble = ""
+
+    def run(self, prepare: Callable[[Any, Any], None], ready: Callable[[], None]) -> None:
+        """Start everything, say when it is ready, and keep it running until a signal ends it.
+
+        Args:
+            prepare: Called with the warehouse and Dagster's instance once their tables are there.
+            ready: Called once the web interface answers.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._signals())
+            stack.enter_context(only_one(self.settings, self.address))
+            sockets = Path(stack.enter_context(_private_folder()))
+            server = stack.enter_context(warehouse_server(self.settings, self.tell))
+            children = self._children(server, sockets)
+            stack.callback(self._end, list(children.values()))
+            code = children.pop("code server")
+            code.start()
+            # Takes as long as the code server takes to load, beside it.
+            from metalayer.assets.headless import dagster_instance
+            from metalayer.assets.resources import open_warehouse
+            from metalayer.services.activity import Activity
+
+            warehouse = stack.enter_context(open_warehouse(self.settings, self.tell))
+            instance = stack.enter_context(dagster_instance(self.settings, server.dagster_url))
+            close_lost_runs(instance)
+            prepare(warehouse, instance)
+            began = time.time()
+            self._wait(code, lambda: _serves(sockets / "code"))
+            for child in children.values():
+                child.start()
+            self._wait(children["webserver"], self._answers)
+            self._wait(children["daemon"], lambda: _beats(instance, began))
+            if self._ending:
+                return
+            ready()
+            activity = Activity(warehouse.pool, instance)
+            self._watch([code, *children.values()], activity.news)
+
+    def _children(self, server: WarehouseServer, sockets: Path) -> dict[str, Child]:
+        python = sys.executable
+        logs = self.settings.home / "logs"
+        workspace = sockets / "workspace.yaml"
+        location = {"socket": str(sockets / "code"), "location_name": "metalayer"}
+        # JSON is YAML.
+        workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}))
+        commands = {
+            "code server": [
+                *("-m", "metalayer.services.code_server"),
+                *("api", "grpc", "--socket", str(sockets / "code")),
+                *("--module-name", "metalayer.definitions", "--attribute", "defs"),
+                *("--location-name", "metalayer", "--log-level", "warning"),
+            ],
+            "webserver": [
+                *("-m", "dagster_webserver", "--workspace", str(workspace)),
+                *("--host", self.address.host, "--port", str(self.address.port)),
+                *("--dagster-log-level", "warning", "--suppress-warnings"),
+            ],
+            "daemon": [
+                *("-m", "dagster._daemon", "run", "--workspace", str(workspace)),
+                *("--log-level", "warning"),
+            ],
+        }
+        environment = {
+            **os.environ,
+            **dagster_environment(self.settings, server.dagster_url),
+            f"{ENV_PREFIX}HOME": str(self.settings.home),
+            f"{ENV_PREFIX}LANDING": str(self.settings.landing),
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {
+            name: Child(name, [python, *words], environment, logs / f"{name.replace(' ', '-')}.log")
+            for name, words in commands.items()
+        }
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note that the end is wanted; what is being started then is ended in order."""
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._ending = True
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, end) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wait(self, child: Child, is_so: Callable[[], bool]) -> None:
+        """Wait for a child to be ready.
+
+        Raises:
+            WarehouseError: when it ends, or takes too long.
+        """
+        wait_until(lambda: self._ending or child.exit_code is not None or is_so(), _START_SECONDS)
+        if self._ending:
+            return
+        if child.exit_code is not None:
+            raise WarehouseError(
+                f"The {child.name} ended as it started: {child.last_words}",
+                f"Its log is {child.log}.",
+            )
+        if not is_so():
+            raise WarehouseError(
+                f"The {child.name} did not get ready in {_START_SECONDS:.0f} seconds",
+                f"Its log is {child.log}.",
+            )
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address.url}/server_info", timeout=2) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError, ValueError):
+            return False
+
+    def _watch(self, children: list[Child], news: Callable[[], Iterator[str]]) -> None:
+        """Keep everything running, and say what goes on, until the end is wanted."""
+        looked = 0.0
+        while not self._ending:
+            time.sleep(0.1)
+            if time.monotonic() - looked < _LOOK_SECONDS:
+                continue
+            looked = time.monotonic()
+            for child in children:
+                if child.exit_code is not None:
+                    self._restart(child)
+            try:
+                for line in news():
+                    self.tell(line)
+                self._trouble = ""
+            except Exception as error:
+                known = error if isinstance(error, MetaLayerError) else outage(error)
+                if known is None:
+                    raise
+                self._recover(known)
+
+    def _restart(self, child: Child) -> None:
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < _RESTARTS_WITHIN] + [now]
+        if len(self._restarts) > _MOST_RESTARTS:
+            raise WarehouseError(
+                f"The {child.name} keeps ending: {child.last_words}", f"Its log is {child.log}."
+            )
+        self.tell(f"the {child.name} ended (exit code {child.exit_code}); it is started again")
+        # Whatever it had started goes with it.
+        child.signal(signal.SIGKILL)
+        child.start()
+
+    def _recover(self, error: MetaLayerError) -> None:
+        """Bring the embedded PostgreSQL back, should it have died; another is waited for."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            self.tell(self._trouble)
+        if self.settings.database_url is None:
+            with contextlib.suppress(MetaLayerError), warehouse_server(self.settings, self.tell):
+                self.tell("PostgreSQL runs")
+
+    def _end(self, children: list[Child]) -> None:
+        self.tell("ending")
+        end_all(children, _PATIENCE_SECONDS)
+
+
+def close_lost_runs(instance: Any) -> None:
+    """Mark runs failed that a platform left behind when it ended: nobody works on them any more."""
+    import dagster as dg
+
+    unfinished = [
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
+        # What commands run in their own process carries no such tag.
+        if ".dagster/grpc_info" in run.tags:
+            instance.report_run_failed(run, "The platform ended while this run was going on.")
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder for sockets: short, as a socket's path may have 107 bytes only."""
+    folder = tempfile.mkdtemp(prefix="metalayer-", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serves(path: Path) -> bool:
+    """Whether the code server listens at its socket, which it does once all is loaded."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _beats(instance: Any, since: float) -> bool:
+    """Whether the daemon has begun to look after sensors since then."""
+    beat = instance.get_daemon_heartbeats().get("SENSOR")
+    return beat is not None and beat.timestamp >= since

@@ -1,0 +1,184 @@
+"""`metalayer up` as a process: it starts, says so, heals itself, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from metalayer_tests.e2e.up import Up, platform, wait
+
+pytestmark = pytest.mark.xdist_group("up")
+
+ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
+
+
+@pytest.fixture
+def up(server_folder: Path) -> Iterator[Up]:
+    """A platform of the test's own."""
+    with platform(server_folder / "home") as running:
+        assert running.url
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lasting(module_folder: Path) -> Iterator[Up]:
+    """One for tests that leave it running."""
+    with platform(module_folder / "home") as running:
+        assert running.url
+        yield running
+
+
+def service(up: Up, word: str) -> psutil.Process:
+    """The process of `up` whose command has the word."""
+    (found,) = [
+        p
+        for p in psutil.Process(up.process.pid).children()
+        if any(word in argument for argument in p.cmdline())
+    ]
+    return found
+
+
+def land(up: Up, name: str, *rows: str) -> None:
+    path = up.landing / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(ORDERS + "".join(f"{row}\n" for row in rows))
+    aside.rename(path)
+
+
+def loaded(up: Up, month: str) -> bool:
+    return bool(
+        up.ask(
+            "select 1 from meta.versions where is_current and is_checked and rows > 0 "
+            "and table_name = 'gold.fact_orders' and to_char(month, 'YYYY-MM') = %s",
+            month,
+        )
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Signals) -> None:
+    family = up.family()
+    names = {" ".join(p.cmdline()) for p in family}
+    for word in ("code_server", "dagster_webserver", "dagster._daemon"):
+        assert any(word in name for name in names)
+    # A run is going on, too.
+    land(
+        up, "erp/orders_2025-01.csv", *(f"{n},1,P00001,2025-01-05,1,5.00,5.00,PAID" for n in (1, 2))
+    )
+    wait(lambda: any("started" in line for line in up.lines), 60, up)
+    family = [*family, *up.family()]
+    seconds = up.end(how)
+    assert seconds < 10
+    assert up.process.returncode == 0
+    left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert left == []
+
+
+def test_a_second_one_says_that_one_runs(lasting: Up) -> None:
+    said = lasting.run("up", "--port", "0")
+    assert said.returncode == 2
+    assert lasting.url in said.stderr
+    assert "up already" in said.stderr
+
+
+def test_a_port_that_is_taken_is_named(server_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with platform(server_folder / "home", "--port", str(port)) as up:
+            assert up.process.wait(30) == 2
+            wait(lambda: "Nothing can listen" in up.said, 5, up)
+    assert f"port {port}" in up.said
+
+
+def test_only_this_machine_can_reach_it(lasting: Up) -> None:
+    port = int(lasting.url.rpartition(":")[2])
+    listening = {
+        c.laddr.ip
+        for p in lasting.family()
+        for c in p.net_connections(kind="inet")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+    }
+    assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("word", "month"),
+    [
+        ("dagster._daemon", "2025-01"),
+        ("code_server", "2025-02"),
+        ("dagster_webserver", "2025-03"),
+    ],
+)
+def test_what_is_killed_is_started_again_and_nothing_is_lost(
+    lasting: Up, word: str, month: str
+) -> None:
+    victim = service(lasting, word)
+    victim.send_signal(signal.SIGKILL)
+    land(lasting, f"erp/orders_{month}.csv", f"{month[-1]},1,P00001,{month}-05,1,5.00,5.00,PAID")
+    wait(lambda: loaded(lasting, month), 120, lasting)
+    assert "it is started again" in lasting.said
+    assert service(lasting, word).pid != victim.pid
+    wait(lambda: not lasting.unfinished_runs(), 60, lasting)
+
+
+def test_a_killed_postgresql_comes_back(lasting: Up) -> None:
+    postmaster = int((lasting.home / "postgres" / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGKILL)
+    land(lasting, "erp/orders_2025-05.csv", "5,1,P00001,2025-05-05,1,5.00,5.00,PAID")
+    wait(lambda: loaded(lasting, "2025-05"), 150, lasting)
+
+
+def test_all_killed_at_once_the_next_start_finishes_the_work(server_folder: Path) -> None:
+    home = server_folder / "home"
+    with platform(home) as up:
+        assert up.url
+        rows = (f"{n},1,P00001,2025-{n % 12 + 1:02}-05,1,5.00,5.00,PAID" for n in range(1, 200))
+        land(up, "erp/orders_2025.csv", *rows)
+        wait(lambda: any("started" in line for line in up.lines), 60, up)
+        for process in up.family():
+            process.send_signal(signal.SIGKILL)
+        up.process.wait(10)
+    with platform(home) as up:
+        assert up.url
+        wait(lambda: loaded(up, "2025-12") and loaded(up, "2025-01"), 120, up)
+        wait(lambda: not up.unfinished_runs(), 60, up)
+
+
+def test_a_code_server_that_cannot_load_says_why(server_folder: Path) -> None:
+    began = time.monotonic()
+    broken = {"METALAYER_START_MONTH": "2999-01"}
+    with platform(server_folder / "home", **broken) as up:
+        assert up.process.wait(60) == 1
+        wait(lambda: "METALAYER_START_MONTH" in up.said, 5, up)
+    assert time.monotonic() - began < 60
+
+
+def test_it_runs_on_a_server_of_ones_own(
+    server_folder: Path, database: str, dagster_url: str
+) -> None:
+    assert dagster_url
+    with platform(server_folder / "home", METALAYER_DATABASE_URL=database) as up:
+        assert up.url
+        assert "embedded" not in up.said
+        assert not (up.home / "postgres").exists()
+        assert up.end() < 10
+
+
+def test_other_commands_work_beside_it(lasting: Up) -> None:
+    land(lasting, "erp/orders_2025-06.csv", "6,1,P00001,2025-06-05,1,5.00,5.00,PAID")
+    wait(lambda: loaded(lasting, "2025-06"), 60, lasting)
+    said = lasting.run("status", "--json")
+    assert said.returncode == 0, said.stderr
+    assert isinstance(said, subprocess.CompletedProcess)
+    assert "gold.fact_orders" in said.stdout

@@ -1,0 +1,226 @@
+"""A running platform and a browser, for tests that look at both from outside.
+
+What is tested does not belong here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
+from metalayer.warehouse.postgres import PORT, SUPERUSER, Cluster
+from metalayer.warehouse.server import WAREHOUSE_DATABASE
+
+#: Screenshots and logs of the last run, kept by CI.
+ARTIFACTS = PROJECT_ROOT / "artifacts"
+READY = "MetaLayer is up: "
+
+
+class Up:
+    """`metalayer up` as a process, and what it said."""
+
+    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+        self.home = home
+        self.landing = home / "landing"
+        self.lines: list[str] = []
+        self.ready_at = 0.0
+        self._url = ""
+        # A folder that a .env of somebody's is not in.
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "metalayer", "up", "--port", "0", *arguments],
+            cwd=home.parent,
+            env=self._environment(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+        home = {"METALAYER_HOME": str(self.home), "PYTHONPATH": str(PROJECT_ROOT)}
+        return {**plain, **home, **more}
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if READY in line:
+                self._url = line.partition(READY)[2].strip()
+                self.ready_at = time.monotonic()
+
+    @property
+    def said(self) -> str:
+        """Everything it said so far."""
+        return "\n".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        """Where the UI is, once it is ready."""
+        wait(lambda: self._url or self.process.poll() is not None, 90, self)
+        assert self._url, self.said
+        return self._url
+
+    def family(self) -> list[psutil.Process]:
+        """It and every process below it, PostgreSQL's own included."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command on the same home."""
+        return subprocess.run(
+            [sys.executable, "-m", "metalayer", *words],
+            cwd=self.home.parent,
+            env=self._environment({}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> float:
+        """End it, and wait; returns the seconds it took."""
+        began = time.monotonic()
+        self.process.send_signal(how)
+        try:
+            self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        self.close()
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        """Let go of its output, once it has ended."""
+        self._reader.join(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def ask(self, query: str, *values: object) -> list[Any]:
+        """Rows of a query to the warehouse."""
+        socket_dir = Cluster(Settings(_env_file=None, home=self.home).pgdata, None).socket_dir
+        connection = psycopg2.connect(
+            host=str(socket_dir), port=PORT, user=SUPERUSER, dbname=WAREHOUSE_DATABASE
+        )
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(query, values or None)
+                return list(cursor.fetchall())
+        finally:
+            connection.close()
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """What the UI's interface answers."""
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{self.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
+            said = json.load(answer)
+        assert "errors" not in said, said["errors"]
+        return said["data"]
+
+    def materialized(self) -> dict[str, set[str]]:
+        """Asset -> months that are materialized, as the UI counts them."""
+        found: dict[str, set[str]] = {}
+        for node in self.graphql(_PARTITIONS)["assetNodes"]:
+            statuses = node["assetPartitionStatuses"]
+            ranges = statuses.get("ranges") or []
+            keys = sorted(node["partitionKeys"])
+            found[".".join(node["assetKey"]["path"])] = {
+                key
+                for r in ranges
+                if r["status"] == "MATERIALIZED"
+                for key in keys
+                if r["startKey"] <= key <= r["endKey"]
+            }
+        return found
+
+    def unfinished_runs(self) -> list[str]:
+        """Ids of runs that are queued or going on."""
+        runs = self.graphql(_RUNS)["runsOrError"]["results"]
+        return [r["runId"] for r in runs if r["status"] not in ("SUCCESS", "FAILURE", "CANCELED")]
+
+
+_PARTITIONS = """
+{ assetNodes { assetKey { path } partitionKeys assetPartitionStatuses { __typename
+  ... on TimePartitionStatuses { ranges { startKey endKey status } } } } }
+"""
+_RUNS = "{ runsOrError(limit: 50) { ... on Runs { results { runId status } } } }"
+
+
+def wait(is_so: Callable[[], Any], seconds: float, up: Up | None = None) -> Any:
+    """Wait until something is so and return it; fails with what the platform said."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found := is_so():
+                return found
+        except (urllib.error.URLError, OSError, psycopg2.Error):
+            pass
+        assert time.monotonic() < deadline, up.said if up is not None else "it took too long"
+        time.sleep(0.2)
+
+
+@contextmanager
+def platform(home: Path, *arguments: str, **environment: str) -> Iterator[Up]:
+    """A platform for as long as the block lasts. Its logs are kept if the block fails."""
+    up = Up(home, *arguments, **environment)
+    try:
+        yield up
+    except BaseException:
+        keep = ARTIFACTS / "logs" / home.parent.name
+        shutil.rmtree(keep, ignore_errors=True)
+        keep.mkdir(parents=True)
+        (keep / "up.txt").write_text(up.said)
+        for log in (home / "logs").glob("*.log"):
+            shutil.copyfile(log, keep / log.name)
+        raise
+    finally:
+        if up.process.poll() is None:
+            up.end()
+        up.close()
+
+
+@contextmanager
+def browser(url: str) -> Iterator[Page]:
+    """A page of Debian's Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.fail("There is no Chromium. Install it: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            page = chromium.new_page(base_url=url, viewport={"width": 1500, "height": 950})
+            page.set_default_timeout(30_000)
+            yield page
+        finally:
+            chromium.close()
+
+
+def picture(page: Page, name: str) -> None:
+    """Keep a screenshot among the artifacts."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png")

@@ -1,0 +1,357 @@
+"""Stories of what happens by itself: which months are asked for, tick by tick, and which not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
+
+from metalayer.assets.resources import lent_to_runs
+from metalayer.automation.following import joined
+from metalayer.automation.landing import landing_sensor, take_in_files, told
+from metalayer.catalog import catalog
+from metalayer.definitions import defs
+from metalayer.warehouse.build import MonthResult
+from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS, customer, order
+from metalayer_tests.story import Platform
+
+MONTHS = [f"2025-{number:02}" for number in range(1, 7)]
+SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
+TABLES = [dg.AssetKey(table.split(".")) for table in catalog().specs]
+#: A month without one good row fails.
+BROKEN = ORDERS + "7,1,P00001,2025-02-09,0,5.00,5.00,LOST\n"
+
+
+@dataclass
+class Daemon:
+    """The daemon's part: it evaluates the conditions, tick after tick, and starts runs."""
+
+    platform: Platform
+    cursor: Any = None
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def tick(self, *, later: float = 5.0) -> dict[str, list[str]]:
+        """Table -> months that are asked for, `later` seconds after the tick before."""
+        self.now += timedelta(seconds=later)
+        with lent_to_runs(self.platform.warehouse):
+            result = dg.evaluate_automation_conditions(
+                defs,
+                self.platform.instance,
+                asset_selection=dg.AssetSelection.assets(*TABLES),
+                cursor=self.cursor,
+                evaluation_time=self.now,
+            )
+        self.cursor = result.cursor
+        found = {}
+        for key in TABLES:
+            months = sorted(str(k) for k in result.get_requested_partitions(key))
+            if months:
+                found[".".join(key.path)] = months
+        return found
+
+    def run(self, asked: dict[str, list[str]], platform: Platform | None = None) -> bool:
+        """Run what was asked for, as one run for each range of months."""
+        succeeded = True
+        for request in requests(asked):
+            with lent_to_runs((platform or self.platform).warehouse):
+                result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+                    asset_selection=list(request.asset_selection or ()),
+                    instance=self.platform.instance,
+                    tags=dict(request.tags),
+                    raise_on_error=False,
+                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                )
+            succeeded = succeeded and result.success
+        return succeeded
+
+    def settle(self) -> list[dict[str, list[str]]]:
+        """Tick and run until a tick asks for nothing; what each tick asked for."""
+        ticks = []
+        while asked := self.tick():
+            ticks.append(asked)
+            self.run(asked)
+            assert len(ticks) < 10, "it never comes to rest"
+        return ticks
+
+
+def requests(asked: dict[str, list[str]]) -> list[dg.RunRequest]:
+    """The run requests of a tick, as the sensor joins them."""
+    each = [
+        dg.RunRequest(asset_selection=[dg.AssetKey(table.split("."))], partition_key=month)
+        for table, months in asked.items()
+        for month in months
+    ]
+    return list(joined(each, exactly=False))
+
+
+@pytest.fixture
+def half_a_year(platform: Platform) -> Platform:
+    """Orders and customers of six months, landed."""
+    for number, month in enumerate(MONTHS, start=1):
+        platform.land(f"erp/orders_{month}.csv", ORDERS + order(number, f"{month}-05"))
+        platform.land(f"crm/customers_{month}.csv", CUSTOMERS + customer(number, f"{month}-03"))
+    platform.register()
+    return platform
+
+
+@pytest.fixture
+def built(half_a_year: Platform) -> Platform:
+    """The same, built."""
+    assert half_a_year.build().succeeded
+    return half_a_year
+
+
+def current(platform: Platform) -> bool:
+    return platform.plan().is_empty and platform.balances()
+
+
+def test_a_history_is_asked_for_in_one_tick_and_built_in_one_run(half_a_year: Platform) -> None:
+    daemon = Daemon(half_a_year)
+    asked = daemon.tick()
+    assert asked["bronze.orders"] == asked["silver.orders"] == asked["gold.fact_orders"] == MONTHS
+    (request,) = requests(asked)
+    assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == MONTHS[0]
+    assert request.tags[ASSET_PARTITION_RANGE_END_TAG] == MONTHS[-1]
+    assert daemon.run(asked)
+    assert daemon.tick() == {}
+    assert current(half_a_year)
+
+
+def test_a_first_start_on_a_warehouse_that_is_built_asks_for_nothing(built: Platform) -> None:
+    assert Daemon(built).tick() == {}
+
+
+def test_an_old_month_is_built_with_what_lies_behind_it_only(built: Platform) -> None:
+    daemon = Daemon(built)
+    assert daemon.tick() == {}
+    built.land("erp/orders_late.csv", ORDERS + order(99, "2025-02-09"))
+    built.register()
+    asked = daemon.tick()
+    assert asked["bronze.orders"] == asked["silver.orders"] == ["2025-02"]
+    assert asked["gold.customer_360"] == MONTHS[1:]
+    assert not {"bronze.customers", "silver.customers", "gold.dim_customer"} & asked.keys()
+    assert daemon.run(asked)
+    assert daemon.tick() == {}
+    assert current(built)
+
+
+def test_the_same_bytes_again_ask_for_nothing(built: Platform) -> None:
+    daemon = Daemon(built)
+    built.land("erp/orders_copy.csv", (built.landing / "erp/orders_2025-02.csv").read_bytes())
+    built.register()
+    assert daemon.tick() == {}
+
+
+def test_two_upstreams_of_one_tick_make_one_run(built: Platform) -> None:
+    daemon = Daemon(built)
+    built.land("erp/orders_late.csv", ORDERS + order(99, "2025-03-09"))
+    built.land("erp/erp_sales_late.csv", SALES + "1,1,1,1,2025-03-09,5.00\n")
+    built.land("crm/customers_late.csv", CUSTOMERS + customer(2, "2025-03-07"))
+    built.register()
+    assert len(daemon.settle()) == 1
+    assert current(built)
+
+
+def test_an_update_in_flight_is_asked_for_once_the_run_is_over(built: Platform) -> None:
+    daemon = Daemon(built)
+    built.land("erp/orders_late.csv", ORDERS + order(99, "2025-02-09"))
+    built.register()
+    first = daemon.tick()
+    during: list[dict[str, list[str]]] = []
+
+    def a_correction_lands(result: MonthResult) -> None:
+        # The bronze month is published; the step, and all behind it, is still to come.
+        if result.table == "bronze.orders" and not during:
+            built.land("erp/orders_late.csv", ORDERS + order(98, "2025-02-10"))
+            built.register()
+            during.append(daemon.tick())
+
+    listening = replace(built, warehouse=replace(built.warehouse, landed=a_correction_lands))
+    assert daemon.run(first, listening)
+    assert during == [{}]
+    after = daemon.tick()
+    assert after["bronze.orders"] == ["2025-02"]
+    assert daemon.run(after)
+    assert daemon.tick() == {}
+    assert current(built)
+    assert built.ask("select order_id from gold.fact_orders where order_id > 90") == [(98,)]
+
+
+def test_what_failed_is_asked_for_again_once_it_changes(built: Platform) -> None:
+    daemon = Daemon(built)
+    built.land("erp/orders_2025-02.csv", BROKEN)
+    built.register()
+    asked = daemon.tick()
+    assert not daemon.run(asked)
+    # However often it is looked at, and however late.
+    assert [daemon.tick(), daemon.tick(later=7200), daemon.tick(later=7200)] == [{}, {}, {}]
+    ((problem,),) = built.ask("select problem from meta.failed_months")
+    assert "quantity" in problem
+    # Other months go on meanwhile.
+    built.land("erp/orders_late.csv", ORDERS + order(99, "2025-04-09"))
+    built.register()
+    asked = daemon.tick()
+    assert asked["bronze.orders"] == ["2025-04"]
+    daemon.run(asked)
+    built.land("erp/orders_2025-02.csv", ORDERS + order(2, "2025-02-06"))
+    built.register()
+    daemon.settle()
+    assert current(built)
+
+
+def test_behind_a_failed_check_nothing_is_asked_for(built: Platform) -> None:
+    daemon = Daemon(built)
+    # A row nobody delivered: what stands in silver no longer adds up with bronze.
+    built.land("erp/orders_late.csv", ORDERS + order(99, "2025-02-09"))
+    built.register()
+    daemon.run({"bronze.orders": ["2025-02"], "silver.orders": ["2025-02"]})
+    built.ask(
+        "with gone as (delete from silver.orders where order_id = 99 returning 1), unchecked as "
+        "(update meta.versions set is_checked = false where is_current and "
+        "table_name = 'silver.orders' and month = '2025-02-01' returning 1) select 1"
+    )
+    asked = daemon.tick()
+    assert asked["silver.orders"] == ["2025-02"]
+    assert not daemon.run(asked)
+    assert [daemon.tick(), daemon.tick(later=7200)] == [{}, {}]
+    # Rebuilt by force it is well, and the rest follows.
+    built.build("silver.orders", months="2025-02", force=True)
+    daemon.settle()
+    assert current(built)
+
+
+def test_a_run_without_a_verdict_is_asked_for_later_and_later(half_a_year: Platform) -> None:
+    daemon = Daemon(half_a_year)
+    asked = daemon.tick()
+    # It was killed: nothing of it is there.
+    assert daemon.tick() == {}
+    assert daemon.tick(later=60) == asked
+    assert daemon.tick(later=60) == {}
+    assert daemon.tick(later=60) == asked
+
+
+def test_changed_code_rebuilds_its_months_and_stops_where_contents_do_not_differ(
+    built: Platform,
+) -> None:
+    daemon = Daemon(built)
+    assert daemon.tick() == {}
+    built.ask(
+        "with other as (update meta.versions set code_version = 'a.b.c' "
+        "where table_name = 'silver.orders' and is_current returning 1) select count(*) from other"
+    )
+    ticks = daemon.settle()
+    assert len(ticks) == 1
+    assert ticks[0]["silver.orders"] == MONTHS
+    assert "bronze.orders" not in ticks[0]
+    assert (
+        built.one("select max(version) from meta.versions where table_name = 'gold.fact_orders'")
+        == 1
+    )
+    assert current(built)
+
+
+# --- the landing sensor -------------------------------------------------------------------------
+
+
+def landing_tick(platform: Platform) -> tuple[str, list[Any], dg.DagsterInstance]:
+    """One tick of the sensor: what it says, and the events it reports."""
+    sensor = landing_sensor(platform.warehouse.settings)
+    context = dg.build_sensor_context(platform.instance)
+    with lent_to_runs(platform.warehouse):
+        done = sensor.evaluate_tick(context)
+    return done.skip_message or "", list(done.asset_events), platform.instance
+
+
+@pytest.fixture
+def two_files(platform: Platform) -> Iterator[Platform]:
+    """A file that can be taken in, and one that cannot."""
+    platform.land("erp/orders_2025-01.csv", ORDERS + order(1, "2025-01-05"))
+    platform.land("erp/orders_cut.csv", "order_id,customer_id\n1,2\n")
+    return platform
+
+
+def test_a_tick_takes_files_in_and_reports_each(two_files: Platform) -> None:
+    said, events, _ = landing_tick(two_files)
+    assert said == "1 taken in; 1 rejected"
+    assert [entry["status"] for entry in two_files.ledger()] == ["loaded", "rejected"]
+    arrived = [e for e in events if isinstance(e, dg.AssetMaterialization)]
+    assert [(e.asset_key.path, e.partition) for e in arrived] == [
+        (["landing", "erp", "orders"], "2025-01")
+    ]
+    (refused,) = (e for e in events if isinstance(e, dg.AssetCheckEvaluation))
+    assert not refused.passed
+    assert "orders_cut.csv" in str(refused.description)
+    assert "order_date" in str(refused.description)
+
+
+def test_a_tick_with_nothing_new_reports_nothing(two_files: Platform) -> None:
+    landing_tick(two_files)
+    said, events, _ = landing_tick(two_files)
+    assert said == "Nothing new has landed"
+    assert events == []
+
+
+def test_a_corrected_file_clears_the_report(two_files: Platform) -> None:
+    landing_tick(two_files)
+    two_files.land("erp/orders_cut.csv", ORDERS + order(2, "2025-01-06"))
+    _, events, _ = landing_tick(two_files)
+    (accepted,) = (e for e in events if isinstance(e, dg.AssetCheckEvaluation))
+    assert accepted.passed
+
+
+def test_an_empty_export_is_taken_in(platform: Platform) -> None:
+    platform.land("erp/orders_2025-01.csv", ORDERS)
+    said, _, _ = landing_tick(platform)
+    assert said == "1 taken in"
+
+
+def test_a_file_that_matches_no_source_is_named(platform: Platform) -> None:
+    platform.land("erp/invoices.csv", "a\n1\n")
+    said, events, _ = landing_tick(platform)
+    assert said == "Nothing new has landed; left alone: erp/invoices.csv (it matches no source)"
+    assert events == []
+
+
+def test_many_files_are_left_to_one_run(platform: Platform) -> None:
+    for number in range(101):
+        platform.land(f"erp/orders_{number}.csv", ORDERS + order(number + 1, "2025-01-05"))
+    sensor = landing_sensor(platform.warehouse.settings)
+    with lent_to_runs(platform.warehouse):
+        done = sensor.evaluate_tick(dg.build_sensor_context(platform.instance))
+        assert [r.job_name for r in done.run_requests or ()] == ["take_in"]
+        # Asked for once; the next tick waits for it.
+        again = sensor.evaluate_tick(dg.build_sensor_context(platform.instance, cursor=done.cursor))
+        assert not again.run_requests
+        result = defs.resolve_job_def("take_in").execute_in_process(instance=platform.instance)
+    assert result.success
+    assert {entry["status"] for entry in platform.ledger()} == {"loaded"}
+    key = dg.AssetKey(["landing", "erp", "orders"])
+    assert platform.instance.get_materialized_partitions(key) == {"2025-01"}
+    said, _, _ = landing_tick(platform)
+    assert said == "Nothing new has landed"
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_left_out(two_files: Platform) -> None:
+    gone = two_files.land("erp/orders_2025-02.csv", ORDERS + order(2, "2025-02-05"))
+
+    def delete(line: str) -> None:
+        if "orders_2025-02" in line:
+            gone.unlink()
+
+    with lent_to_runs(two_files.warehouse):
+        registration = take_in_files(two_files.warehouse, delete)
+    assert {d.file: d.status for d in registration.deliveries} == {
+        "erp/orders_2025-01.csv": "loaded",
+        "erp/orders_cut.csv": "rejected",
+    }
+    assert any("orders_2025-02" in line for line in told(registration))
+    said, _, _ = landing_tick(two_files)
+    assert said == "Nothing new has landed"
