@@ -75,14 +75,20 @@ def server() -> Iterator[WarehouseServer]:
         yield running
 
 
-@pytest.fixture
-def server_folder() -> Path:
-    """An empty folder for a home with an embedded server of the test's own.
+@pytest.fixture(scope="session")
+def new_folder() -> Callable[[], Path]:
+    """Makes empty folders, each for a home with an embedded server of its own.
 
     Not `tmp_path`: each starting pytest closes the folder above it to others again, and so to the
     account that runs the server for root.
     """
-    return Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
+    return lambda: Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
+
+
+@pytest.fixture
+def server_folder(new_folder: Callable[[], Path]) -> Path:
+    """An empty folder for a home with an embedded server of the test's own."""
+    return new_folder()
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,10 @@ from metalayer.warehouse.state import load_state
 REPORT_AFTER_SECONDS = 2.0
 
 
+#: A run with this tag set to "true" builds months anew, as `force` does.
+FORCE_TAG = "metalayer/force"
+
+
 class BuildConfig(dg.Config):
     """What a run may set: `force` rebuilds months that are up to date as well, or some of them."""
 
@@ -129,7 +133,9 @@ def _build(
             _months_to_build(context, spec, warehouse),
             workers=warehouse.settings.workers,
             run_id=context.run.run_id,
-            force=config.force or to_months(config.force_months),
+            force=config.force
+            or context.run.tags.get(FORCE_TAG) == "true"
+            or to_months(config.force_months),
         ):
             results.append(result)
             if warehouse.landed is not None:

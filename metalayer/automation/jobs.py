@@ -9,9 +9,14 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
 
 from metalayer.assets.checks import asset_key
 from metalayer.assets.partitions import monthly
+from metalayer.assets.tables import FORCE_TAG
 from metalayer.catalog import Catalog
 from metalayer.settings import Settings
 
@@ -20,12 +25,11 @@ FULL_REFRESH, CURRENT_MONTH = "full_refresh", "current_month"
 
 def full_refresh(tables: Catalog) -> UnresolvedAssetJobDefinition:
     """Every month of every table anew, up to date or not."""
-    ops = {asset_key(t).to_python_identifier(): {"config": {"force": True}} for t in tables.specs}
     return dg.define_asset_job(
         FULL_REFRESH,
         selection=_all(tables),
         description="Builds the chosen months of all tables anew, although they are up to date.",
-        config={"ops": ops},
+        tags={FORCE_TAG: "true"},
     )
 
 
@@ -56,8 +60,8 @@ def month_turn(job: UnresolvedAssetJobDefinition, settings: Settings) -> dg.Sche
         return dg.RunRequest(
             run_key=newest[-1],
             tags={
-                "dagster/asset_partition_range_start": newest[0],
-                "dagster/asset_partition_range_end": newest[-1],
+                ASSET_PARTITION_RANGE_START_TAG: newest[0],
+                ASSET_PARTITION_RANGE_END_TAG: newest[-1],
             },
         )
 

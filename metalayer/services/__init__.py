@@ -3,6 +3,7 @@
     child.py        one process of ours: its log, its end, nothing left behind
     platform.py     PostgreSQL, code server, webserver and daemon as one
     code_server.py  Dagster's code server, whose runs start at once
+    daemon.py       Dagster's daemon, which looks for backfills more often
     activity.py     what goes on in it, as lines for a terminal
 
 Does not belong here: what the daemon does (`metalayer.automation`).

@@ -196,7 +196,7 @@ class Platform:
                 *("--dagster-log-level", "warning", "--suppress-warnings"),
             ],
             "daemon": [
-                *("-m", "dagster._daemon", "run", "--workspace", str(workspace)),
+                *("-m", "metalayer.services.daemon", "run", "--workspace", str(workspace)),
                 *("--log-level", "warning"),
             ],
         }

@@ -28,7 +28,7 @@ def memory(up: Up) -> dict[str, int]:
     found = {"up": psutil.Process(up.process.pid).memory_info().rss}
     for process in psutil.Process(up.process.pid).children():
         words = " ".join(process.cmdline())
-        for name in ("code_server", "dagster_webserver", "dagster._daemon"):
+        for name in ("code_server", "dagster_webserver", "services.daemon"):
             if name in words:
                 found[name] = process.memory_info().rss
     return found

@@ -68,7 +68,7 @@ def loaded(up: Up, month: str) -> bool:
 def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Signals) -> None:
     family = up.family()
     names = {" ".join(p.cmdline()) for p in family}
-    for word in ("code_server", "dagster_webserver", "dagster._daemon"):
+    for word in ("code_server", "dagster_webserver", "services.daemon"):
         assert any(word in name for name in names)
     # A run is going on, too.
     land(
@@ -115,7 +115,7 @@ def test_only_this_machine_can_reach_it(lasting: Up) -> None:
 @pytest.mark.parametrize(
     ("word", "month"),
     [
-        ("dagster._daemon", "2025-01"),
+        ("services.daemon", "2025-01"),
         ("code_server", "2025-02"),
         ("dagster_webserver", "2025-03"),
     ],

@@ -191,12 +191,7 @@ def platform(home: Path, *arguments: str, **environment: str) -> Iterator[Up]:
     try:
         yield up
     except BaseException:
-        keep = ARTIFACTS / "logs" / home.parent.name
-        shutil.rmtree(keep, ignore_errors=True)
-        keep.mkdir(parents=True)
-        (keep / "up.txt").write_text(up.said)
-        for log in (home / "logs").glob("*.log"):
-            shutil.copyfile(log, keep / log.name)
+        keep_logs(up)
         raise
     finally:
         if up.process.poll() is None:
@@ -204,9 +199,19 @@ def platform(home: Path, *arguments: str, **environment: str) -> Iterator[Up]:
         up.close()
 
 
+def keep_logs(up: Up) -> None:
+    """Keep what a platform said among the artifacts."""
+    keep = ARTIFACTS / "logs" / up.home.parent.name
+    shutil.rmtree(keep, ignore_errors=True)
+    keep.mkdir(parents=True)
+    (keep / "up.txt").write_text(up.said)
+    for log in (up.home / "logs").glob("*.log"):
+        shutil.copyfile(log, keep / log.name)
+
+
 @contextmanager
 def browser(url: str) -> Iterator[Page]:
-    """A page of Debian's Chromium."""
+    """A page of Debian's Chromium. What it shows is kept as a picture if the block fails."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.fail("There is no Chromium. Install it: apt-get install -y chromium")
@@ -215,7 +220,12 @@ def browser(url: str) -> Iterator[Page]:
         try:
             page = chromium.new_page(base_url=url, viewport={"width": 1500, "height": 950})
             page.set_default_timeout(30_000)
-            yield page
+            try:
+                yield page
+            except BaseException:
+                test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].split(" ")[0]
+                picture(page, f"failed-{test}")
+                raise
         finally:
             chromium.close()
 

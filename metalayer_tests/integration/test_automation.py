@@ -355,3 +355,37 @@ def test_a_file_that_is_deleted_while_it_is_read_is_left_out(two_files: Platform
     assert any("orders_2025-02" in line for line in told(registration))
     said, _, _ = landing_tick(two_files)
     assert said == "Nothing new has landed"
+
+
+# --- the month's turn ---------------------------------------------------------------------------
+
+
+def test_when_a_month_turns_the_one_that_has_ended_and_the_new_one_are_built(
+    platform: Platform,
+) -> None:
+    schedule = defs.resolve_schedule_def("month_turn")
+    context = dg.build_schedule_context(
+        platform.instance, scheduled_execution_time=datetime(2026, 3, 1, 6, tzinfo=UTC)
+    )
+    (request,) = schedule.evaluate_tick(context).run_requests or ()
+    assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == "2026-02"
+    assert request.tags[ASSET_PARTITION_RANGE_END_TAG] == "2026-03"
+
+
+def test_a_full_refresh_builds_what_is_up_to_date(built: Platform) -> None:
+    before = built.one("select max(version) from meta.versions where table_name = 'bronze.orders'")
+    with lent_to_runs(built.warehouse):
+        result = defs.resolve_job_def("full_refresh").execute_in_process(
+            instance=built.instance,
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: MONTHS[0],
+                ASSET_PARTITION_RANGE_END_TAG: MONTHS[-1],
+            },
+        )
+    assert result.success
+    after = built.ask(
+        "select distinct version from meta.versions where is_current "
+        "and table_name in ('bronze.orders', 'gold.fact_orders')"
+    )
+    assert after == [(before + 1,)]
+    assert current(built)

@@ -27,8 +27,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "demo", "land", "build", "migrate", "status", "ledger", "rejects", "query", "versions",
-        "diff", "rollback", "generate", "doctor",
+        "demo", "up", "land", "build", "migrate", "status", "ledger", "rejects", "query",
+        "versions", "diff", "rollback", "generate", "doctor",
     ]  # fmt: skip
 
 
