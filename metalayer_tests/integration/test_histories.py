@@ -4,7 +4,7 @@ Hypothesis plays histories of all that real exports do: land, correct, shrink, m
 withdraw, mend, build some months, by force as well, roll back, break off. After each, everything is
 built and compared with a fresh warehouse that only ever saw the files that count now.
 
-`pytest metalayer_tests/integration/test_histories.py --histories 200` plays more of them.
+`pytest metalayer_tests/integration/test_histories.py --histories 2000` plays more of them.
 """
 
 from __future__ import annotations
