@@ -27,6 +27,7 @@ from metalayer.contracts.contract import (
     pandera_schema,
     table_spec,
 )
+from metalayer.definition_files import definitions_stamp
 from metalayer.errors import ContractError, UsageError
 from metalayer.lineage.select import Reach, Select, parse_select
 from metalayer.settings import PROJECT_ROOT
@@ -96,6 +97,10 @@ class Catalog:
         return self.specs[table]
 
 
+#: As the files were when this process began to read them.
+LOADED_STAMP = ""
+
+
 @cache
 def catalog() -> Catalog:
     """Find and check every table.
@@ -103,6 +108,8 @@ def catalog() -> Catalog:
     Raises:
         ContractError: naming the file and the fix.
     """
+    global LOADED_STAMP
+    LOADED_STAMP = definitions_stamp()
     declared = [table_spec(contract) for contract in _contracts()]
     _refuse_shared_names(declared)
     derived = [bronze_spec(spec) for spec in declared if spec.source is not None]
@@ -117,6 +124,11 @@ def catalog() -> Catalog:
         selects,
         {name: _code_version(specs[name], selects.get(name)) for name in order},
     )
+
+
+def is_outdated() -> bool:
+    """Whether contracts or SELECTs have changed on disk since this process read them."""
+    return bool(LOADED_STAMP) and definitions_stamp() != LOADED_STAMP
 
 
 def _contracts() -> list[type[Contract]]:

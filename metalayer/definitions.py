@@ -6,13 +6,14 @@ import dagster as dg
 
 from metalayer.assets.checks import reference_checks
 from metalayer.assets.io_manager import warehouse_io_manager
-from metalayer.assets.resources import warehouse_resource
+from metalayer.assets.resources import console_logger, warehouse_resource
 from metalayer.assets.tables import source_assets, table_asset
+from metalayer.automation.arrivals import acceptance_checks
 from metalayer.automation.conditions import table_condition
 from metalayer.automation.following import following_sensor
 from metalayer.automation.freshness import due_checks, lateness_sensor
 from metalayer.automation.jobs import current_month, full_refresh, month_turn
-from metalayer.automation.landing import acceptance_checks, landing_sensor, take_in
+from metalayer.automation.landing import landing_sensor, take_in
 from metalayer.catalog import catalog
 from metalayer.settings import Settings
 
@@ -43,6 +44,7 @@ with warnings.catch_warnings():
         schedules=[month_turn(this_month, settings)],
         sensors=[landing_sensor(settings), following_sensor(tables), lateness_sensor(tables)],
         resources={"warehouse": warehouse_resource, "io_manager": warehouse_io_manager},
+        loggers={"console": console_logger},
         executor=dg.in_process_executor,
     )
     # Made once, and kept: here, as what is in beta says so again while it is made.

@@ -45,6 +45,7 @@ class TableStatus:
         due_month: the newest month that is to be there by now; None where none is due.
         late_since: when the first missing month was due; None where none is missing.
         waits_for: the tables that lack `due_month`, of it and what it is made from.
+        failed_months: "2025-01" -> why it failed, of months that were not published since.
     """
 
     layer: str
@@ -63,6 +64,7 @@ class TableStatus:
     due_month: str | None = None
     late_since: datetime | None = None
     waits_for: list[str] = field(default_factory=list)
+    failed_months: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,31 @@ def table_status(
     """
     with connection.cursor() as cursor:
         due = punctuality(cursor, start_month, now)
+        failed = _failed_months(cursor)
     return [
         replace(
             table,
             due_month=month.strftime("%Y-%m") if (month := due[table.table].due_month) else None,
             late_since=due[table.table].late_since,
             waits_for=list(due[table.table].waits_for),
+            failed_months=failed.get(table.table, {}),
         )
         for table in _published_status(connection)
     ]
+
+
+def _failed_months(cursor: Any) -> dict[str, dict[str, str]]:
+    """Table -> month -> why its last audit failed, unless it was published since."""
+    cursor.execute(
+        "select f.table_name, to_char(f.month, 'YYYY-MM'), f.problem "
+        "from meta.failed_months as f left join meta.versions as v "
+        "on v.table_name = f.table_name and v.month = f.month and v.is_current "
+        "where v.published_at is null or v.published_at < f.failed_at order by 1, 2"
+    )
+    found: dict[str, dict[str, str]] = {}
+    for table, month, problem in cursor.fetchall():
+        found.setdefault(table, {})[month] = problem
+    return found
 
 
 def _published_status(connection: Any) -> list[TableStatus]:

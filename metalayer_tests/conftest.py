@@ -53,6 +53,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ.pop(_HOME), ignore_errors=True)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: one worker takes all that runs whole platforms; they would slow each other down.
+
+    pytest-xdist's own way, `--dist=loadgroup`, has no effect with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OnePlatformAtATime(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "e2e" if nodeid.startswith("metalayer_tests/e2e/") else nodeid
+
+    return OnePlatformAtATime(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
@@ -75,20 +90,14 @@ def server() -> Iterator[WarehouseServer]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def new_folder() -> Callable[[], Path]:
-    """Makes empty folders, each for a home with an embedded server of its own.
+@pytest.fixture
+def server_folder() -> Path:
+    """An empty folder for a home with an embedded server of the test's own.
 
     Not `tmp_path`: each starting pytest closes the folder above it to others again, and so to the
     account that runs the server for root.
     """
-    return lambda: Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
-
-
-@pytest.fixture
-def server_folder(new_folder: Callable[[], Path]) -> Path:
-    """An empty folder for a home with an embedded server of the test's own."""
-    return new_folder()
+    return Path(tempfile.mkdtemp(dir=os.environ[_HOME]))
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,14 @@ Does not belong here: what makes a month stale (`metalayer.planning`) or how the
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 
 import dagster as dg
+import psutil
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -38,6 +40,8 @@ from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import load_state
 from metalayer.warehouse.sweep import sweep
 
+#: Which process a run is executed in: "host:pid:started".
+PROCESS_TAG = "metalayer/process"
 _AUDIT_CHECK = "contract_satisfied"
 #: A round only follows a round that changed something; more than this is a defect, not a history.
 _MOST_ROUNDS = 200
@@ -68,6 +72,21 @@ class BuildOutcome:
         return not (
             self.failed_checks or self.errors or any(r.outcome == "failed" for r in self.months)
         )
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the process that a run names may still work on it; one of another host may."""
+    host, pid, started = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == started
+    except psutil.Error:
+        return False
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 
 @contextmanager
@@ -274,6 +293,7 @@ def _run(
             tags={
                 ASSET_PARTITION_RANGE_START_TAG: to_key(first),
                 ASSET_PARTITION_RANGE_END_TAG: to_key(last),
+                PROCESS_TAG: _this_process(),
             },
             run_config={
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},

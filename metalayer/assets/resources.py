@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import dagster as dg
 from sqlalchemy import Engine
 
-from metalayer.catalog import catalog
+from metalayer.catalog import catalog, is_outdated
 from metalayer.settings import Settings
 from metalayer.warehouse.build import MonthResult
 from metalayer.warehouse.migrate import prepare
@@ -44,7 +45,7 @@ def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehou
         pool = connect_pool(server.warehouse_url, settings.workers + 1)
         try:
             with transaction(pool) as connection:
-                prepare(connection, list(catalog().specs.values()), catalog().selects)
+                prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
             yield Warehouse(pool, settings)
         finally:
             pool.dispose()
@@ -71,10 +72,28 @@ def warehouse_resource(_context: dg.InitResourceContext) -> Iterator[Warehouse]:
         yield warehouse
 
 
+#: What runs write to their process's output: warnings. Everything is in their events.
+console_logger = dg.LoggerDefinition(
+    logger_fn=dg.colored_console_logger.logger_fn,
+    description="Warnings and errors, to the output of the process",
+    config_schema={
+        "log_level": dg.Field(str, is_required=False, default_value="WARNING"),
+        "name": dg.Field(str, is_required=False, default_value="dagster"),
+    },
+)
+
+
 @contextlib.contextmanager
 def standing_warehouse() -> Iterator[Warehouse]:
     """The warehouse as sensors use it: opened once, and kept for as long as the process lives."""
-    yield _lent.get() or _standing()
+    lent = _lent.get()
+    if lent is not None:
+        yield lent
+        return
+    # Sensors are evaluated side by side.
+    with _opening:
+        warehouse = _standing()
+    yield warehouse
 
 
 @cache
@@ -85,4 +104,5 @@ def _standing() -> Warehouse:
     return warehouse
 
 
+_opening = threading.Lock()
 _lent: ContextVar[Warehouse | None] = ContextVar("lent_warehouse", default=None)

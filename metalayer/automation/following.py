@@ -9,6 +9,7 @@ Does not belong here: when a month is to be built (`conditions.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import date
 
@@ -24,7 +25,7 @@ from dagster._record import copy
 from metalayer.assets.checks import asset_key
 from metalayer.assets.partitions import to_key, to_month
 from metalayer.assets.resources import standing_warehouse
-from metalayer.automation.conditions import outlook
+from metalayer.automation.conditions import Outlook, outlook
 from metalayer.automation.retries import EARLIER_SECONDS
 from metalayer.catalog import Catalog
 from metalayer.planning import ranges_of
@@ -37,14 +38,42 @@ class FollowingSensor(dg.AutomationConditionSensorDefinition):
 
     def evaluate_tick(self, context: dg.SensorEvaluationContext) -> SensorExecutionData:
         """One tick, as Dagster evaluates it, with its requests joined."""
+        # Dagster notes each table at each tick, and keeps what is noted: gigabytes in a week.
+        context.log.setLevel(logging.WARNING)
         done = super().evaluate_tick(context)
+        context.log.setLevel(logging.INFO)
         if not done.run_requests:
             return done
         with standing_warehouse() as warehouse:
             seen = outlook(warehouse)
-        # A range takes along months that have nothing to do, but none that would only fail again.
-        is_held_up = bool(seen.given_up or seen.blocked)
-        return copy(done, run_requests=list(joined(done.run_requests, exactly=is_held_up)))
+        requests = list(joined(done.run_requests, exactly=_is_held_up(seen, done.run_requests)))
+        for request in requests:
+            first, last = (
+                request.tags[tag]
+                for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+            )
+            tables = ", ".join(".".join(key.path) for key in request.asset_selection or ())
+            context.log.info(f"{first} to {last}: {tables}")
+        return copy(done, run_requests=requests)
+
+
+def _is_held_up(seen: Outlook, requests: Sequence[dg.RunRequest]) -> bool:
+    """Whether any month is withheld: it failed as it is, waits for a run, or was just asked for.
+
+    A range takes along months that have nothing to do, but none of these.
+    """
+    asked = {
+        (".".join(key.path), _month(request))
+        for request in requests
+        for key in request.asset_selection or ()
+    }
+    out_of_date = {
+        (table, month)
+        for months_of in (seen.todo.stale, seen.todo.unchecked)
+        for table, months in months_of.items()
+        for month in months
+    }
+    return bool(seen.given_up or seen.blocked or out_of_date - asked)
 
 
 def following_sensor(tables: Catalog) -> dg.SensorDefinition:
@@ -65,9 +94,8 @@ def joined(requests: Sequence[dg.RunRequest], *, exactly: bool) -> Iterator[dg.R
     months: dict[date, set[str]] = {}
     tags: dict[str, str] = {}
     for request in requests:
-        key = request.partition_key or request.tags[PARTITION_NAME_TAG]
         tables = {".".join(asset.path) for asset in request.asset_selection or ()}
-        months.setdefault(to_month(key), set()).update(tables)
+        months.setdefault(_month(request), set()).update(tables)
         tags |= {k: v for k, v in request.tags.items() if k != PARTITION_NAME_TAG}
     for first, last, tables_of_range in ranges_of(months, exactly=exactly):
         yield dg.RunRequest(
@@ -78,3 +106,7 @@ def joined(requests: Sequence[dg.RunRequest], *, exactly: bool) -> Iterator[dg.R
                 ASSET_PARTITION_RANGE_END_TAG: to_key(last),
             },
         )
+
+
+def _month(request: dg.RunRequest) -> date:
+    return to_month(request.partition_key or request.tags[PARTITION_NAME_TAG])

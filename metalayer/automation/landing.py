@@ -8,32 +8,33 @@ Does not belong here: reading files and judging them (`metalayer.landing`).
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+import psycopg2
 
-from metalayer.assets.partitions import to_key
 from metalayer.assets.resources import Warehouse, standing_warehouse
-from metalayer.assets.tables import landing_key
+from metalayer.automation.arrivals import Told, landing_events, said_of
 from metalayer.automation.retries import EARLIER_SECONDS, UNFINISHED, Asked
-from metalayer.catalog import Catalog, catalog
+from metalayer.catalog import catalog
 from metalayer.landing.awaiting import awaiting
-from metalayer.landing.entries import Candidate, Delivery
-from metalayer.landing.files import Skipped, discover
+from metalayer.landing.entries import Candidate
+from metalayer.landing.files import LandedFile, Skipped, discover
 from metalayer.landing.ledger import Registration, register
 from metalayer.landing.outdated import outdated_deliveries
 from metalayer.landing.shape import terms_of
+from metalayer.outages import outage, refusal
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
 
 TAKE_IN = "take_in"
 #: What a tick reads itself; a tick may take a minute, and this takes a few seconds.
-_MOST_BYTES, _MOST_FILES = 64 * 1024 * 1024, 100
-_SHOWN = 50
-ACCEPTED = "files_accepted"
+_MOST_BYTES, _MOST_FILES = 16 * 1024 * 1024, 100
+#: An export is this many times as large once it is unpacked, and more than that is rare.
+_UNPACKED = 20
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Waiting:
     """What there is to take in.
 
     Attributes:
+        names: Every file of a source in the landing zone.
         candidates: Files that the ledger does not know as they are now.
         rereads: Deliveries that have to be read again under another contract.
         left: Files that are left alone, with the reason.
     """
 
+    names: Set[str]
     candidates: Sequence[Candidate]
     rereads: int
     left: Sequence[Skipped]
@@ -61,7 +64,7 @@ class Waiting:
         return (
             not self.rereads
             and len(self.candidates) <= _MOST_FILES
-            and sum(c.landed.size for c in self.candidates) <= _MOST_BYTES
+            and sum(_unpacked(c.landed) for c in self.candidates) <= _MOST_BYTES
         )
 
     @property
@@ -88,7 +91,7 @@ def look(warehouse: Warehouse) -> Waiting:
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         candidates, withdrawn = awaiting(cursor, terms, files)
         rereads = len(outdated_deliveries(cursor, terms))
-    return Waiting(candidates, rereads, [*skipped, *withdrawn])
+    return Waiting({f.name for f in files}, candidates, rereads, [*skipped, *withdrawn])
 
 
 def landing_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -111,34 +114,43 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
 def _tick(
     context: dg.SensorEvaluationContext, warehouse: Warehouse
 ) -> dg.SensorResult | dg.SkipReason:
+    told = Told.read(context.cursor)
     waiting = look(warehouse)
-    for skipped in waiting.left:
-        context.log.info(f"left alone: {skipped.name}: {skipped.reason}")
+    told = told.left_alone(waiting.left, context.log.info)
+    lines: list[str] = []
+    requests: list[dg.RunRequest] = []
+    unfinished = None if waiting.is_empty else _unfinished_run(context.instance)
     if waiting.is_empty:
-        return dg.SkipReason("; ".join(["Nothing new has landed", *_left(waiting.left)]))
-    unfinished = _unfinished_run(context.instance)
-    if unfinished is not None:
-        return dg.SkipReason(f"{waiting.text}; run {unfinished[:8]} is taking files in")
-    if not waiting.is_little:
-        return _ask_for_run(context, waiting)
-    registration = take_in_files(warehouse)
-    for line in told(registration):
+        pass
+    elif unfinished is not None:
+        lines.append(f"{waiting.text}; run {unfinished[:8]} is taking files in")
+    elif waiting.is_little:
+        registration = take_in_files(warehouse)
+        for line in said_of(registration):
+            context.log.info(line)
+    else:
+        line, told, requests = _ask_for_run(told, waiting)
         context.log.info(line)
-    events = list(landing_events(warehouse, registration))
-    lines = [*_summary(registration), *_left(waiting.left)]
-    return dg.SensorResult(asset_events=events, skip_reason=dg.SkipReason("; ".join(lines)))
+        lines.append(line)
+    # From the ledger: whoever took a file in, and whatever became of the tick that did.
+    events, told, counts = landing_events(warehouse, told, waiting.names)
+    lines = [*lines, *counts] or ["Nothing new has landed"]
+    return dg.SensorResult(
+        run_requests=requests,
+        asset_events=events,
+        skip_reason=None if requests else dg.SkipReason("; ".join([*lines, *_left(waiting.left)])),
+        cursor=told.written(),
+    )
 
 
-def _ask_for_run(
-    context: dg.SensorEvaluationContext, waiting: Waiting
-) -> dg.SensorResult | dg.SkipReason:
+def _ask_for_run(told: Told, waiting: Waiting) -> tuple[str, Told, list[dg.RunRequest]]:
     """Leave it to a run; one that ended without doing it is asked for again, later and later."""
-    asked, now = Asked.read(context.cursor), datetime.now(UTC).timestamp()
+    asked, now = Asked(told.asked), datetime.now(UTC).timestamp()
     if not asked.is_due(TAKE_IN, waiting.fingerprint, now):
-        return dg.SkipReason(f"{waiting.text}; the run for them failed, see the runs of {TAKE_IN}")
-    cursor = asked.after({TAKE_IN}, {TAKE_IN: waiting.fingerprint}, now).written()
-    context.log.info(f"{waiting.text}: more than a tick should read, so a run takes them in")
-    return dg.SensorResult(run_requests=[dg.RunRequest(job_name=TAKE_IN)], cursor=cursor)
+        return f"{waiting.text}; the run for them failed, see the runs of {TAKE_IN}", told, []
+    after = asked.after({TAKE_IN}, {TAKE_IN: waiting.fingerprint}, now)
+    line = f"{waiting.text}: more than a tick should read, so a run takes them in"
+    return line, replace(told, asked=dict(after.times)), [dg.RunRequest(job_name=TAKE_IN)]
 
 
 def _unfinished_run(instance: dg.DagsterInstance) -> str | None:
@@ -148,7 +160,11 @@ def _unfinished_run(instance: dg.DagsterInstance) -> str | None:
 
 def take_in_files(warehouse: Warehouse, tell: Any = None) -> Registration:
     """Bring the ledger up to date with the landing zone."""
-    return register(warehouse.pool, warehouse.settings, catalog().sources, progress=tell)
+    try:
+        return register(warehouse.pool, warehouse.settings, catalog().sources, progress=tell)
+    except psycopg2.Error as error:
+        # PostgreSQL's own words may quote a row.
+        raise outage(error) or refusal(error) from None
 
 
 @dg.op(
@@ -161,11 +177,8 @@ def take_in_op(context: dg.OpExecutionContext) -> Iterator[Any]:
     """Take in everything that waits."""
     warehouse: Warehouse = context.resources.warehouse
     registration = take_in_files(warehouse, context.log.info)
-    for line in told(registration):
+    for line in said_of(registration):
         context.log.info(line)
-    for event in landing_events(warehouse, registration):
-        # Not yielded: Dagster stores them as of the run all the same, checks included.
-        context.instance.report_runless_asset_event(event)
     yield dg.Output(None)
 
 
@@ -178,34 +191,8 @@ def take_in() -> None:
     take_in_op()
 
 
-# --- what is said about it ----------------------------------------------------------------------
-
-
-def told(registration: Registration) -> Iterator[str]:
-    """What became of each file, a line each."""
-    for delivery in registration.deliveries:
-        yield _became(delivery)
-        yield from (f"{delivery.file}: {said}" for said in delivery.drift)
-    for skipped in registration.skipped:
-        yield f"left alone: {skipped.name}: {skipped.reason}"
-
-
-def _became(delivery: Delivery) -> str:
-    if delivery.status != "loaded":
-        return f"{delivery.status}: {delivery.file}: {delivery.reason}"
-    unreadable = f", {delivery.rows_rejected:,} unreadable" if delivery.rows_rejected else ""
-    line = f"taken in: {delivery.file}: {delivery.rows_read:,} rows{unreadable}"
-    if not delivery.months:
-        return line
-    return f"{line}, {to_key(min(delivery.months))} to {to_key(max(delivery.months))}"
-
-
-def _summary(registration: Registration) -> list[str]:
-    counts: dict[str, int] = {}
-    for delivery in registration.deliveries:
-        word = "taken in" if delivery.status == "loaded" else delivery.status
-        counts[word] = counts.get(word, 0) + 1
-    return [f"{n} {word}" for word, n in counts.items()] or ["Nothing could be taken in"]
+def _unpacked(file: LandedFile) -> int:
+    return file.size * _UNPACKED if file.name.endswith(".gz") else file.size
 
 
 def _left(skipped: Sequence[Skipped]) -> list[str]:
@@ -214,108 +201,3 @@ def _left(skipped: Sequence[Skipped]) -> list[str]:
     shown = ", ".join(f"{s.name} ({s.reason})" for s in skipped[:3])
     more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return [f"left alone: {shown}{more}"]
-
-
-def landing_events(
-    warehouse: Warehouse, registration: Registration
-) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
-    """What the assets that stand for the exports have to show for it."""
-    by_source: dict[str, list[Delivery]] = {}
-    for delivery in registration.deliveries:
-        by_source.setdefault(delivery.source, []).append(delivery)
-    for source, deliveries in by_source.items():
-        yield from _arrivals(source, deliveries)
-        yield _acceptance(source, refused_files(warehouse, source))
-
-
-def _arrivals(source: str, deliveries: Sequence[Delivery]) -> Iterator[Any]:
-    months: dict[date, list[Delivery]] = {}
-    for delivery in deliveries:
-        if delivery.status == "loaded":
-            for month in delivery.months:
-                months.setdefault(month, []).append(delivery)
-        else:
-            yield dg.AssetObservation(
-                landing_key(source),
-                description=_became(delivery),
-                metadata={"file": delivery.file, "status": delivery.status},
-            )
-    for month, brought in months.items():
-        yield dg.AssetMaterialization(
-            landing_key(source),
-            partition=to_key(month),
-            metadata={
-                "files": dg.MetadataValue.md(_listed(d.file for d in brought)),
-                "files_landed": len(brought),
-            },
-        )
-
-
-def refused_files(warehouse: Warehouse, source: str) -> list[tuple[str, str]]:
-    """The files of a source whose newest version is refused, and why; the newest first."""
-    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "select file, reason from (select distinct on (file) file, status, reason, delivery_id "
-            "from meta.ledger where source = %s order by file, delivery_id desc) as newest "
-            "where status = 'rejected' order by delivery_id desc",
-            (source,),
-        )
-        return list(cursor.fetchall())
-
-
-def _acceptance(source: str, refused: Sequence[tuple[str, str]]) -> dg.AssetCheckEvaluation:
-    """Whether the newest version of every file could be taken in."""
-    metadata: Mapping[str, Any] = {
-        "files_refused": len(refused),
-        **(
-            {
-                "refused": dg.MetadataValue.md(_listed(f"{f}: {why}" for f, why in refused)),
-                "next_step": "Land each file corrected, under the same name; or take it out with "
-                "`metalayer land --withdraw FILE`",
-            }
-            if refused
-            else {}
-        ),
-    }
-    first = f"{refused[0][0]}: {refused[0][1]}" if refused else None
-    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-    return dg.AssetCheckEvaluation(
-        asset_key=landing_key(source),
-        check_name=ACCEPTED,
-        passed=not refused,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{first}{more}" if first else "The newest version of every file is taken in",
-        metadata=metadata,
-    )
-
-
-def _listed(lines: Iterable[str]) -> str:
-    every = list(lines)
-    shown = [f"- {line}" for line in every[:_SHOWN]]
-    if len(every) > _SHOWN:
-        shown.append(f"- and {len(every) - _SHOWN} more")
-    return "\n".join(shown)
-
-
-def acceptance_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:
-    """The check of each source that the sensor reports, to be asked by a click as well."""
-    return [_acceptance_check(source) for source in tables.sources]
-
-
-def _acceptance_check(source: str) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=landing_key(source),
-        name=ACCEPTED,
-        description="The newest version of every landed file could be taken in.",
-        required_resource_keys={"warehouse"},
-    )
-    def files_accepted(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        said = _acceptance(source, refused_files(context.resources.warehouse, source))
-        return dg.AssetCheckResult(
-            passed=said.passed,
-            severity=said.severity,
-            description=said.description,
-            metadata=said.metadata,
-        )
-
-    return files_accepted

@@ -276,8 +276,15 @@ def _print_status(tables: list[TableStatus]) -> None:
     stale = [t.table for t in tables if t.fresh is False]
     if stale:
         say(f"✗ {len(stale)} tables are older than their contract allows (fresh_within).", "dim")
-    for line in _late_lines(tables):
+    for line in (*_failed_lines(tables), *_late_lines(tables)):
         say(line, "dim")
+
+
+def _failed_lines(tables: list[TableStatus]) -> Iterator[str]:
+    """The months that failed, a line each; what stands behind them waits."""
+    for table in tables:
+        for month, problem in table.failed_months.items():
+            yield f"✗ {table.table} {month} failed: {problem.partition(chr(10))[0]}."
 
 
 def _late_lines(tables: list[TableStatus]) -> Iterator[str]:

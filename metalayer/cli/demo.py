@@ -68,6 +68,7 @@ def demo() -> None:
         ("ledger", "each file, and what became of it"),
         ("rejects silver.orders", "rows that broke a contract"),
         ('query "table gold.agg_monthly_sales"', "ask in SQL"),
+        ("up", "the web interface, and tables that follow by themselves"),
         ("land FILE...", "take in exports of your own"),
     )
 

@@ -25,11 +25,10 @@ def up(
     PostgreSQL (or uses METALAYER_DATABASE_URL), Dagster's code server, webserver and daemon. Logs
     are in METALAYER_HOME/logs.
     """
-    from metalayer.services.platform import Platform, free_address
+    from metalayer.services.platform import Platform
     from metalayer.settings import Settings
 
     settings = Settings.load()
-    address = free_address(host, port)
     say(f"The warehouse: PostgreSQL {settings.database_shown}")
 
     def tell(line: str) -> None:
@@ -42,11 +41,12 @@ def up(
             say(land_sample(settings))
 
     def ready() -> None:
-        say(f"MetaLayer is up: {address.url}", "bold")
+        say(f"MetaLayer is up: {platform.address.url}", "bold")
         say(f"Exports that land in {settings.landing} become tables. Ctrl-C ends it all.")
         say_next(
             ("land FILE...", "take in exports of your own"),
             ("status", "each table"),
         )
 
-    Platform(settings, address, tell).run(prepare, ready)
+    platform = Platform(settings, host, port, tell)
+    platform.run(prepare, ready)

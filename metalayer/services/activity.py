@@ -20,6 +20,7 @@ from dagster._core.storage.tags import (
 )
 from sqlalchemy import Engine
 
+from metalayer.assets.headless import PROCESS_TAG
 from metalayer.warehouse.pool import transaction
 
 _Status = dg.DagsterRunStatus
@@ -31,6 +32,7 @@ _TOLD = {
 }
 #: A change is looked for this far back, as clocks and commits differ a little.
 _OVERLAP = timedelta(seconds=30)
+_MOST_CHARACTERS = 600
 
 
 class Activity:
@@ -54,9 +56,9 @@ class Activity:
         yield from self._runs()
 
     def _deliveries(self) -> Iterator[str]:
-        for number, file, status, rows, rejected, reason in self._ask(
-            "select delivery_id, file, status, rows_read, rows_rejected, reason from meta.ledger "
-            "where delivery_id > %s order by delivery_id",
+        for number, file, status, rows, rejected, reason, drift in self._ask(
+            "select delivery_id, file, status, rows_read, rows_rejected, reason, drift "
+            "from meta.ledger where delivery_id > %s order by delivery_id",
             self._delivery,
         ):
             self._delivery = number
@@ -65,6 +67,7 @@ class Activity:
                 yield f"{file} taken in: {rows:,} rows{refused}"
             else:
                 yield f"{file} {status}: {reason}" if reason else f"{file} {status}"
+            yield from (f"{file}: {said}" for said in drift or ())
 
     def _runs(self) -> Iterator[str]:
         asked_at = datetime.now(UTC)
@@ -108,6 +111,8 @@ def _months(run: dg.DagsterRun) -> str:
 
 def _tables(run: dg.DagsterRun) -> str:
     keys = sorted(".".join(key.path) for key in run.asset_selection or ())
+    if not keys and PROCESS_TAG in run.tags:
+        return "a build by another command"
     if not keys:
         return run.job_name if not run.job_name.startswith("__") else "all tables"
     return keys[0] if len(keys) == 1 else f"{len(keys)} tables"
@@ -130,7 +135,12 @@ def _why(instance: dg.DagsterInstance, run_id: str) -> str:
         data: Any = failed.event_specific_data if failed else None
         if data is not None and data.error is not None:
             cause = data.error.cause or data.error
-            said = " ".join(cause.message.split())
+            # What a type check says stands behind Dagster's own words.
+            said = " ".join(cause.message.split()).rpartition(" Description: ")[2]
             step = (failed.step_key or "").replace("__", ".") if failed else ""
-            return f". {step}: {said[:300]}"
+            return f". {step}: {_shortened(said)}"
     return ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."

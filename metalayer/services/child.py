@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -40,11 +41,13 @@ class Child:
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
 
+    def like(self, name: str, command: Sequence[str]) -> Child:
+        """Another process in the same environment, with a log of its own."""
+        return Child(name, command, self._environment, self.log.with_name(f"{name}.log"))
+
     def start(self) -> None:
         """Start it. From the main thread only: the kernel ends it with the thread that did."""
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".old.log"))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own commands
                 self._command,
@@ -76,6 +79,13 @@ class Child:
             return next((line.strip() for line in reversed(lines) if line.strip()), "")
         return ""
 
+    def rotate_log(self) -> None:
+        """Set its log aside once it has grown large; it appends, so the file can be emptied."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > _LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_suffix(".old.log"))
+                os.truncate(self.log, 0)
+
     def signal(self, number: int) -> None:
         """Send a signal to it and to all it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -87,7 +97,11 @@ class Child:
         """Whether neither it nor anything it started is left."""
         if self._process is None:
             return True
-        self._process.poll()
+        if self._process.poll() is not None:
+            # Where this is the first process of a container, what it started falls to us.
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-self._process.pid, os.WNOHANG) != (0, 0):
+                    pass
         try:
             os.killpg(self._process.pid, 0)
         except ProcessLookupError:

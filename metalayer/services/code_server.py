@@ -2,7 +2,8 @@
 
 Dagster gives each run a new Python process, which imports everything anew: seconds of a run that
 may itself take two. Here a run is forked from a process that has imported it all and done nothing
-else, so that no thread or connection is shared; everything about a run stays as Dagster has it.
+else: it has no connection, and no threads but those that memory allocation and Polars keep asleep
+in the background from their import on. Everything about a run stays as Dagster has it.
 
     python -m metalayer.services.code_server api grpc --socket ...
 

@@ -28,9 +28,10 @@ from types import FrameType
 from typing import Any
 
 from metalayer.dagster_home import dagster_environment
-from metalayer.errors import ConfigurationError, MetaLayerError, UsageError, WarehouseError
-from metalayer.outages import outage
+from metalayer.definition_files import definitions_stamp
+from metalayer.errors import ConfigurationError, UsageError, WarehouseError
 from metalayer.services.child import Child, end_all, wait_until
+from metalayer.services.news import News
 from metalayer.settings import ENV_PREFIX, Settings
 from metalayer.warehouse.server import WarehouseServer, warehouse_server
 
@@ -39,7 +40,9 @@ Tell = Callable[[str], None]
 #: Everything is to be gone within ten seconds of the signal; PostgreSQL needs some of them.
 _PATIENCE_SECONDS = 5.0
 _START_SECONDS = 120.0
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 2.0
+#: All addresses of a machine -> one at which it reaches itself.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 #: A process that dies is started again, but not if it did so this often within this time.
 _MOST_RESTARTS, _RESTARTS_WITHIN = 5, 300.0
 
@@ -54,13 +57,20 @@ class Address:
     @property
     def url(self) -> str:
         """What to open in a browser on this machine."""
-        host = "localhost" if self.host in ("127.0.0.1", "0.0.0.0", "::") else self.host  # noqa: S104
+        return self._at("localhost" if self.host in ("127.0.0.1", *_EVERYWHERE) else self.host)
+
+    @property
+    def local_url(self) -> str:
+        """The same with a number for a name: nobody else's."""
+        return self._at(_EVERYWHERE.get(self.host, self.host))
+
+    def _at(self, host: str) -> str:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 @contextlib.contextmanager
-def only_one(settings: Settings, address: Address) -> Iterator[None]:
-    """Let this be the only platform of the home.
+def only_one(settings: Settings) -> Iterator[Callable[[str], None]]:
+    """Let this be the only platform of the home; call what it gives with the URL, once known.
 
     Raises:
         UsageError: when one runs, saying where.
@@ -80,8 +90,11 @@ def only_one(settings: Settings, address: Address) -> Iterator[None]:
         except BlockingIOError:
             raise _is_running(path, settings) from None
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": address.url}).encode(), 0)
-        yield
+
+        def listens(url: str) -> None:
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+
+        yield listens
         os.ftruncate(handle, 0)
     finally:
         os.close(handle)
@@ -127,17 +140,19 @@ class Platform:
 
     Args:
         settings: Which home and which PostgreSQL.
-        address: Where the web interface listens.
+        host, port: Where the web interface is to listen; port 0 takes a free one.
         tell: Told in a line what is going on.
     """
 
-    def __init__(self, settings: Settings, address: Address, tell: Tell) -> None:
+    def __init__(self, settings: Settings, host: str, port: int, tell: Tell) -> None:
         self.settings = settings
-        self.address = address
+        self.address = Address(host, port)
         self.tell = tell
         self._ending = False
         self._restarts: list[float] = []
-        self._trouble = ""
+        self._looked = 0.0
+        self._stamp = self._seen = ""
+        self._trial: Child | None = None
 
     def run(self, prepare: Callable[[Any, Any], None], ready: Callable[[], None]) -> None:
         """Start everything, say when it is ready, and keep it running until a signal ends it.
@@ -145,25 +160,34 @@ class Platform:
         Args:
             prepare: Called with the warehouse and Dagster's instance once their tables are there.
             ready: Called once the web interface answers.
+
+        Raises:
+            UsageError: when a platform of this home runs, or the port is taken.
+            WarehouseError: when something does not start, or keeps ending.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
-            stack.enter_context(only_one(self.settings, self.address))
+            listens = stack.enter_context(only_one(self.settings))
+            self.address = free_address(self.address.host, self.address.port)
+            listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
             server = stack.enter_context(warehouse_server(self.settings, self.tell))
-            children = self._children(server, sockets)
+            children = self._children(server, sockets / "code")
             stack.callback(self._end, list(children.values()))
             code = children.pop("code server")
+            self._stamp = self._seen = definitions_stamp()
             code.start()
             # Takes as long as the code server takes to load, beside it.
             from metalayer.assets.headless import dagster_instance
             from metalayer.assets.resources import open_warehouse
             from metalayer.services.activity import Activity
+            from metalayer.services.runs import close_lost_runs
 
             warehouse = stack.enter_context(open_warehouse(self.settings, self.tell))
             instance = stack.enter_context(dagster_instance(self.settings, server.dagster_url))
-            close_lost_runs(instance)
+            close_lost_runs(instance, launched=True)
             prepare(warehouse, instance)
+            activity = Activity(warehouse.pool, instance)
             began = time.time()
             self._wait(code, lambda: _serves(sockets / "code"))
             for child in children.values():
@@ -173,20 +197,25 @@ class Platform:
             if self._ending:
                 return
             ready()
-            activity = Activity(warehouse.pool, instance)
-            self._watch([code, *children.values()], activity.news)
+            news = News(self.settings, activity.news, lambda: close_lost_runs(instance))
+            self._watch(
+                [code, *children.values()],
+                news,
+                lambda: close_lost_runs(instance, launched=True),
+            )
 
-    def _children(self, server: WarehouseServer, sockets: Path) -> dict[str, Child]:
+    def _children(self, server: WarehouseServer, code: Path) -> dict[str, Child]:
         python = sys.executable
         logs = self.settings.home / "logs"
-        workspace = sockets / "workspace.yaml"
-        location = {"socket": str(sockets / "code"), "location_name": "metalayer"}
+        self.settings.dagster_home.mkdir(parents=True, exist_ok=True)
+        workspace = self.settings.dagster_home / "workspace.yaml"
+        location = {"socket": str(code), "location_name": "metalayer"}
         # JSON is YAML.
         workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}))
         commands = {
             "code server": [
                 *("-m", "metalayer.services.code_server"),
-                *("api", "grpc", "--socket", str(sockets / "code")),
+                *("api", "grpc", "--socket", str(code)),
                 *("--module-name", "metalayer.definitions", "--attribute", "defs"),
                 *("--location-name", "metalayer", "--log-level", "warning"),
             ],
@@ -248,32 +277,57 @@ class Platform:
             )
 
     def _answers(self) -> bool:
+        """Whether the web interface answers, asked directly, whatever proxy the user has."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.urlopen(f"{self.address.url}/server_info", timeout=2) as answer:  # noqa: S310
+            with opener.open(f"{self.address.local_url}/server_info", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError, ValueError):
             return False
 
-    def _watch(self, children: list[Child], news: Callable[[], Iterator[str]]) -> None:
-        """Keep everything running, and say what goes on, until the end is wanted."""
-        looked = 0.0
+    def _watch(self, children: list[Child], news: News, close_runs: Callable[[], None]) -> None:
+        """Keep everything running, and say what goes on, until the end is wanted.
+
+        Here nothing waits for PostgreSQL, so that a signal ends the platform whatever it does.
+        """
+        news.start()
         while not self._ending:
-            time.sleep(0.1)
-            if time.monotonic() - looked < _LOOK_SECONDS:
-                continue
-            looked = time.monotonic()
+            time.sleep(0.2)
             for child in children:
                 if child.exit_code is not None:
                     self._restart(child)
-            try:
-                for line in news():
-                    self.tell(line)
-                self._trouble = ""
-            except Exception as error:
-                known = error if isinstance(error, MetaLayerError) else outage(error)
-                if known is None:
-                    raise
-                self._recover(known)
+                    if child.name == "code server":
+                        # Its runs went with it.
+                        news.before_next(close_runs)
+                child.rotate_log()
+            self._follow_definitions(children[0], news, close_runs)
+            for line in news.heard():
+                self.tell(line)
+
+    def _follow_definitions(self, code: Child, news: News, close_runs: Callable[[], None]) -> None:
+        """Start the code server anew once contracts or SELECTs have changed, and can be loaded."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        stamp = definitions_stamp()
+        if self._trial is None and stamp not in (self._stamp, self._seen):
+            self._seen = stamp  # it may still be edited: once it stands still
+        elif self._trial is None and stamp != self._stamp:
+            self._stamp = stamp
+            self._trial = code.like("trial", [sys.executable, "-c", "import metalayer.definitions"])
+            self._trial.start()
+        elif self._trial is not None and self._trial.exit_code is not None:
+            trial, self._trial = self._trial, None
+            if trial.exit_code:
+                self.tell(
+                    "contracts or SELECTs have changed, but cannot be loaded; the earlier ones "
+                    f"stay in use: {trial.last_words}"
+                )
+                return
+            self.tell("contracts or SELECTs have changed: the code server is started anew")
+            end_all([code], _PATIENCE_SECONDS)
+            code.start()
+            news.before_next(close_runs)
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
@@ -287,33 +341,10 @@ class Platform:
         child.signal(signal.SIGKILL)
         child.start()
 
-    def _recover(self, error: MetaLayerError) -> None:
-        """Bring the embedded PostgreSQL back, should it have died; another is waited for."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            self.tell(self._trouble)
-        if self.settings.database_url is None:
-            with contextlib.suppress(MetaLayerError), warehouse_server(self.settings, self.tell):
-                self.tell("PostgreSQL runs")
-
     def _end(self, children: list[Child]) -> None:
         self.tell("ending")
-        end_all(children, _PATIENCE_SECONDS)
-
-
-def close_lost_runs(instance: Any) -> None:
-    """Mark runs failed that a platform left behind when it ended: nobody works on them any more."""
-    import dagster as dg
-
-    unfinished = [
-        dg.DagsterRunStatus.STARTING,
-        dg.DagsterRunStatus.STARTED,
-        dg.DagsterRunStatus.CANCELING,
-    ]
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
-        # What commands run in their own process carries no such tag.
-        if ".dagster/grpc_info" in run.tags:
-            instance.report_run_failed(run, "The platform ended while this run was going on.")
+        end_all([*children, *([self._trial] if self._trial else [])], _PATIENCE_SECONDS)
+        self.tell("ended")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ Does not belong here: what one table needs (`changes.py`), or building months.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,18 @@ class Migration:
 
 
 def prepare(
-    connection: Any, specs: Sequence[TableSpec], selects: Mapping[str, Select] | None = None
+    connection: Any,
+    specs: Sequence[TableSpec],
+    selects: Mapping[str, Select] | None = None,
+    is_outdated: Callable[[], bool] = lambda: False,
 ) -> Migration:
     """Bring the warehouse in line, unless it is so already, in the caller's transaction.
 
     Args:
         specs: All tables, upstream before downstream.
         selects: What fills them: no column that one of these reads is dropped.
+        is_outdated: Whether the contracts have changed since this process read them. Then it does
+            not undo what another made of the tables by the contracts there are now.
 
     Returns:
         What was done; no steps where there was nothing to do.
@@ -85,6 +90,11 @@ def prepare(
             cursor.execute("select fingerprint from meta.installed")
             if cursor.fetchone() == (wanted,):
                 return Migration(())
+        if is_outdated():
+            raise ContractError(
+                "Contracts or SELECTs have changed since this process read them",
+                "Start it again: the tables are left as they are",
+            )
         done = _run(cursor, specs, selects or {}, is_complete=True)
         cursor.execute("delete from meta.installed")
         cursor.execute(

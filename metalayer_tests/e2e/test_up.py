@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from metalayer.settings import PROJECT_ROOT
 from metalayer_tests.e2e.up import Up, platform, wait
 
 pytestmark = pytest.mark.xdist_group("up")
@@ -84,7 +87,7 @@ def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Si
 
 
 def test_a_second_one_says_that_one_runs(lasting: Up) -> None:
-    said = lasting.run("up", "--port", "0")
+    said = lasting.run("up", "--port", lasting.url.rpartition(":")[2])
     assert said.returncode == 2
     assert lasting.url in said.stderr
     assert "up already" in said.stderr
@@ -124,8 +127,10 @@ def test_what_is_killed_is_started_again_and_nothing_is_lost(
     lasting: Up, word: str, month: str
 ) -> None:
     victim = service(lasting, word)
-    victim.send_signal(signal.SIGKILL)
     land(lasting, f"erp/orders_{month}.csv", f"{month[-1]},1,P00001,{month}-05,1,5.00,5.00,PAID")
+    # In the middle of a run, which goes with the code server and has to be started again.
+    wait(lambda: any(f"started: {month}" in line for line in lasting.lines), 60, lasting)
+    victim.send_signal(signal.SIGKILL)
     wait(lambda: loaded(lasting, month), 120, lasting)
     assert "it is started again" in lasting.said
     assert service(lasting, word).pid != victim.pid
@@ -137,6 +142,38 @@ def test_a_killed_postgresql_comes_back(lasting: Up) -> None:
     os.kill(postmaster, signal.SIGKILL)
     land(lasting, "erp/orders_2025-05.csv", "5,1,P00001,2025-05-05,1,5.00,5.00,PAID")
     wait(lambda: loaded(lasting, "2025-05"), 150, lasting)
+
+
+def test_a_silent_postgresql_does_not_keep_it_from_ending(up: Up) -> None:
+    postmaster = int((up.home / "postgres" / "postmaster.pid").read_text().split()[0])
+    stopped = [psutil.Process(postmaster), *psutil.Process(postmaster).children()]
+    for process in stopped:
+        process.suspend()
+    up.process.send_signal(signal.SIGTERM)
+    wait(lambda: up.lines[-1].endswith(" ended"), 10, up)
+    for process in reversed(stopped):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    assert up.process.wait(30) == 0
+
+
+def test_a_select_that_changes_is_taken_up(server_folder: Path) -> None:
+    project = server_folder / "project"
+    for folder in ("metalayer", "sql"):
+        shutil.copytree(PROJECT_ROOT / folder, project / folder)
+    shutil.copyfile(PROJECT_ROOT / "dagster.yaml", project / "dagster.yaml")
+    with platform(server_folder / "home", PYTHONPATH=str(project)) as up:
+        assert up.url
+        land(up, "erp/orders_2025-01.csv", "1,1,P00001,2025-01-05,1,5.00,5.00,PAID")
+        wait(lambda: loaded(up, "2025-01"), 60, up)
+        select = project / "sql" / "silver" / "orders.sql"
+        text = select.read_text()
+        select.write_text("select 1 as nothing\n")
+        wait(lambda: "cannot be loaded" in up.said, 60, up)
+        select.write_text(text + "\n-- the same\n")
+        wait(lambda: "started anew" in up.said, 60, up)
+        land(up, "erp/orders_2025-02.csv", "2,1,P00001,2025-02-05,1,5.00,5.00,PAID")
+        wait(lambda: loaded(up, "2025-02"), 90, up)
 
 
 def test_all_killed_at_once_the_next_start_finishes_the_work(server_folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -14,12 +16,17 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
 )
 
+from metalayer.assets.headless import PROCESS_TAG
 from metalayer.assets.resources import lent_to_runs
+from metalayer.automation.arrivals import said_of
 from metalayer.automation.following import joined
-from metalayer.automation.landing import landing_sensor, take_in_files, told
+from metalayer.automation.landing import landing_sensor, take_in_files
 from metalayer.catalog import catalog
 from metalayer.definitions import defs
+from metalayer.inspection import table_status
+from metalayer.services.runs import close_lost_runs
 from metalayer.warehouse.build import MonthResult
+from metalayer.warehouse.pool import transaction
 from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS, customer, order
 from metalayer_tests.story import Platform
 
@@ -195,6 +202,9 @@ def test_what_failed_is_asked_for_again_once_it_changes(built: Platform) -> None
     assert [daemon.tick(), daemon.tick(later=7200), daemon.tick(later=7200)] == [{}, {}, {}]
     ((problem,),) = built.ask("select problem from meta.failed_months")
     assert "quantity" in problem
+    with transaction(built.warehouse.pool) as connection:
+        failed = {t.table: t.failed_months for t in table_status(connection) if t.failed_months}
+    assert failed == {"silver.orders": {"2025-02": problem}}
     # Other months go on meanwhile.
     built.land("erp/orders_late.csv", ORDERS + order(99, "2025-04-09"))
     built.register()
@@ -258,16 +268,66 @@ def test_changed_code_rebuilds_its_months_and_stops_where_contents_do_not_differ
     assert current(built)
 
 
+def test_the_sensor_asks_for_one_run_over_the_range(half_a_year: Platform) -> None:
+    (sensor,) = (s for s in defs.get_repository_def().sensor_defs if s.name == "tables_follow")
+    context = dg.build_sensor_context(
+        half_a_year.instance, repository_def=defs.get_repository_def()
+    )
+    with lent_to_runs(half_a_year.warehouse):
+        done = sensor.evaluate_tick(context)
+        (request,) = done.run_requests or ()
+        assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == MONTHS[0]
+        assert request.tags[ASSET_PARTITION_RANGE_END_TAG] == MONTHS[-1]
+        assert dg.AssetKey(["gold", "business_kpis"]) in (request.asset_selection or ())
+        # What was just asked for is withheld; a run for something else must not take it along.
+        half_a_year.land("erp/erp_sales_a.csv", SALES + "1,1,1,1,2025-02-09,5.00\n")
+        half_a_year.register()
+        again = sensor.evaluate_tick(
+            dg.build_sensor_context(
+                half_a_year.instance,
+                repository_def=defs.get_repository_def(),
+                cursor=done.cursor,
+            )
+        )
+    asked = {key.path[1] for r in again.run_requests or () for key in r.asset_selection or ()}
+    assert "erp_sales" in asked
+    assert "orders" not in asked
+
+
+def test_a_run_whose_process_is_gone_holds_nothing_up(half_a_year: Platform) -> None:
+    daemon = Daemon(half_a_year)
+    job = defs.resolve_implicit_global_asset_job_def()
+    months = {
+        ASSET_PARTITION_RANGE_START_TAG: MONTHS[0],
+        ASSET_PARTITION_RANGE_END_TAG: MONTHS[-1],
+    }
+    host = socket.gethostname()
+    with subprocess.Popen(["true"]) as process:
+        pass
+    runs = [
+        half_a_year.instance.create_run_for_job(
+            job, status=dg.DagsterRunStatus.STARTED, tags={**months, PROCESS_TAG: owner}
+        )
+        for owner in (f"{host}:{process.pid}:0", "another-host:1:0")
+    ]
+    assert daemon.tick() == {}
+    close_lost_runs(half_a_year.instance)
+    states = [half_a_year.instance.get_run_by_id(r.run_id).status for r in runs]  # type: ignore[union-attr]
+    assert states == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+    half_a_year.instance.report_run_canceled(runs[1])
+    assert daemon.tick()["bronze.orders"] == MONTHS
+
+
 # --- the landing sensor -------------------------------------------------------------------------
 
 
-def landing_tick(platform: Platform) -> tuple[str, list[Any], dg.DagsterInstance]:
-    """One tick of the sensor: what it says, and the events it reports."""
+def landing_tick(platform: Platform, cursor: str | None = None) -> tuple[str, list[Any], str]:
+    """One tick of the sensor: what it says, the events it reports, and its cursor."""
     sensor = landing_sensor(platform.warehouse.settings)
-    context = dg.build_sensor_context(platform.instance)
+    context = dg.build_sensor_context(platform.instance, cursor=cursor)
     with lent_to_runs(platform.warehouse):
         done = sensor.evaluate_tick(context)
-    return done.skip_message or "", list(done.asset_events), platform.instance
+    return done.skip_message or "", list(done.asset_events), done.cursor or ""
 
 
 @pytest.fixture
@@ -286,25 +346,40 @@ def test_a_tick_takes_files_in_and_reports_each(two_files: Platform) -> None:
     assert [(e.asset_key.path, e.partition) for e in arrived] == [
         (["landing", "erp", "orders"], "2025-01")
     ]
-    (refused,) = (e for e in events if isinstance(e, dg.AssetCheckEvaluation))
-    assert not refused.passed
-    assert "orders_cut.csv" in str(refused.description)
-    assert "order_date" in str(refused.description)
+    refused = [e for e in events if isinstance(e, dg.AssetCheckEvaluation) and not e.passed]
+    assert [e.asset_key.path for e in refused] == [["landing", "erp", "orders"]]
+    assert "orders_cut.csv" in str(refused[0].description)
+    assert "order_date" in str(refused[0].description)
 
 
 def test_a_tick_with_nothing_new_reports_nothing(two_files: Platform) -> None:
-    landing_tick(two_files)
-    said, events, _ = landing_tick(two_files)
+    _, _, cursor = landing_tick(two_files)
+    said, events, _ = landing_tick(two_files, cursor)
     assert said == "Nothing new has landed"
     assert events == []
 
 
-def test_a_corrected_file_clears_the_report(two_files: Platform) -> None:
-    landing_tick(two_files)
-    two_files.land("erp/orders_cut.csv", ORDERS + order(2, "2025-01-06"))
-    _, events, _ = landing_tick(two_files)
+def test_what_a_command_took_in_is_reported_as_well(two_files: Platform) -> None:
+    two_files.register()
+    said, events, _ = landing_tick(two_files)
+    assert said == "1 taken in; 1 rejected"
+    assert any(isinstance(e, dg.AssetMaterialization) for e in events)
+
+
+@pytest.mark.parametrize("how", ["corrected", "withdrawn", "deleted"])
+def test_a_refused_file_is_reported_until_it_is_seen_to(two_files: Platform, how: str) -> None:
+    _, _, cursor = landing_tick(two_files)
+    if how == "corrected":
+        two_files.land("erp/orders_cut.csv", ORDERS + order(2, "2025-01-06"))
+    elif how == "withdrawn":
+        two_files.withdraw("erp/orders_cut.csv")
+    else:
+        (two_files.landing / "erp/orders_cut.csv").unlink()
+    _, events, cursor = landing_tick(two_files, cursor)
     (accepted,) = (e for e in events if isinstance(e, dg.AssetCheckEvaluation))
     assert accepted.passed
+    _, events, _ = landing_tick(two_files, cursor)
+    assert events == []
 
 
 def test_an_empty_export_is_taken_in(platform: Platform) -> None:
@@ -317,7 +392,7 @@ def test_a_file_that_matches_no_source_is_named(platform: Platform) -> None:
     platform.land("erp/invoices.csv", "a\n1\n")
     said, events, _ = landing_tick(platform)
     assert said == "Nothing new has landed; left alone: erp/invoices.csv (it matches no source)"
-    assert events == []
+    assert not [e for e in events if not isinstance(e, dg.AssetCheckEvaluation)]
 
 
 def test_many_files_are_left_to_one_run(platform: Platform) -> None:
@@ -333,10 +408,17 @@ def test_many_files_are_left_to_one_run(platform: Platform) -> None:
         result = defs.resolve_job_def("take_in").execute_in_process(instance=platform.instance)
     assert result.success
     assert {entry["status"] for entry in platform.ledger()} == {"loaded"}
-    key = dg.AssetKey(["landing", "erp", "orders"])
-    assert platform.instance.get_materialized_partitions(key) == {"2025-01"}
-    said, _, _ = landing_tick(platform)
-    assert said == "Nothing new has landed"
+    said, events, _ = landing_tick(platform)
+    assert said == "101 taken in"
+    assert [e.partition for e in events if isinstance(e, dg.AssetMaterialization)] == ["2025-01"]
+
+
+def test_a_compressed_file_counts_as_what_it_unpacks_to(platform: Platform) -> None:
+    platform.land("erp/orders.csv.gz", b"\x1f\x8b" + bytes(900_000))
+    sensor = landing_sensor(platform.warehouse.settings)
+    with lent_to_runs(platform.warehouse):
+        done = sensor.evaluate_tick(dg.build_sensor_context(platform.instance))
+    assert [r.job_name for r in done.run_requests or ()] == ["take_in"]
 
 
 def test_a_file_that_is_deleted_while_it_is_read_is_left_out(two_files: Platform) -> None:
@@ -352,9 +434,9 @@ def test_a_file_that_is_deleted_while_it_is_read_is_left_out(two_files: Platform
         "erp/orders_2025-01.csv": "loaded",
         "erp/orders_cut.csv": "rejected",
     }
-    assert any("orders_2025-02" in line for line in told(registration))
+    assert any("orders_2025-02" in line for line in said_of(registration))
     said, _, _ = landing_tick(two_files)
-    assert said == "Nothing new has landed"
+    assert said == "1 taken in; 1 rejected"
 
 
 # --- the month's turn ---------------------------------------------------------------------------

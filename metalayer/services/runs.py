@@ -1,0 +1,33 @@
+"""Runs that nobody works on any more, because their process was killed: marked as failed.
+
+As long as a run counts as going on, its months wait for it. Does not belong here: starting runs.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from metalayer.assets.headless import PROCESS_TAG, is_alive
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+#: On every run that a code server was asked to execute.
+_LAUNCHED_TAG = ".dagster/grpc_info"
+
+
+def close_lost_runs(instance: dg.DagsterInstance, *, launched: bool = False) -> None:
+    """Mark runs as failed whose command is gone.
+
+    Args:
+        launched: Also every run that a code server was asked to execute: when it has ended, or
+            before it starts.
+    """
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
+        owner = run.tags.get(PROCESS_TAG)
+        is_lost = not is_alive(owner) if owner else launched and _LAUNCHED_TAG in run.tags
+        if is_lost:
+            instance.report_run_failed(run, "The process that worked on this run is gone.")
