@@ -148,12 +148,12 @@ def _entries_after(warehouse: Warehouse, delivery: int) -> list[Any]:
 
 
 def refused_files(warehouse: Warehouse, source: str) -> list[tuple[str, str]]:
-    """The files of a source whose newest version is refused, and why."""
+    """The files of a source whose newest version is refused, and why; the newest first."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "select file, reason from (select distinct on (file) file, status, reason "
+            "select file, reason from (select distinct on (file) file, status, reason, delivery_id "
             "from meta.ledger where source = %s order by file, delivery_id desc) as newest "
-            "where status = 'rejected' order by file",
+            "where status = 'rejected' order by delivery_id desc",
             (source,),
         )
         return list(cursor.fetchall())
