@@ -10,7 +10,7 @@ Dagster).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
@@ -176,34 +176,45 @@ def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]
 
 
 def runs_of(todo: Plan, *, exactly: bool) -> Iterator[tuple[date, date, list[str]]]:
-    """Ranges of months to run, each with the tables that have something to do in it."""
+    """Ranges of months to run, each with the tables that have something to do in it.
+
+    Args:
+        exactly: Whether a range is of months that have the same tables. Otherwise a month may be
+            taken along in which a table has nothing to do, which costs less than a run more.
+    """
     at: dict[date, set[str]] = {}
     for table in catalog().specs:
         for month in todo.affected.get(table, set()) | todo.unchecked.get(table, set()):
             at.setdefault(month, set()).add(table)
-    yield from ranges_of(at, exactly=exactly)
+    yield from ranges_of(at, lambda _table, _month: not exactly)
 
 
 def ranges_of(
-    at: Mapping[date, set[str]], *, exactly: bool
+    at: Mapping[date, set[str]], may_join: Callable[[str, date], bool]
 ) -> Iterator[tuple[date, date, list[str]]]:
     """Months and their tables, as ranges of months that follow each other.
 
-    One run over a range costs less than one for each stretch of it, and a month that has nothing
-    to do in it almost nothing. `exactly`: a range is of months that have the same tables.
+    Args:
+        may_join: Whether a month of a table may be taken along although it is not in `at`.
     """
     for first, last in month_ranges(at):
         run: list[date] = []
+        together: set[str] = set()
         for month in months_between(first, last):
-            if exactly and run and at[run[-1]] != at[month]:
-                yield _run_over(at, run)
-                run = []
+            joined = together | at[month]
+            if not all(
+                table in at[each] or may_join(table, each)
+                for table in joined
+                for each in (*run, month)
+            ):
+                yield _run_over(run, together)
+                run, joined = [], at[month]
             run.append(month)
-        yield _run_over(at, run)
+            together = joined
+        yield _run_over(run, together)
 
 
-def _run_over(at: Mapping[date, set[str]], months: list[date]) -> tuple[date, date, list[str]]:
-    together = set().union(*(at[month] for month in months))
+def _run_over(months: list[date], together: set[str]) -> tuple[date, date, list[str]]:
     return months[0], months[-1], [table for table in catalog().specs if table in together]
 
 

@@ -47,12 +47,18 @@ class Outlook:
 
     Attributes:
         todo: Which months are to be built, and which may follow.
+        expected: Table -> months that are to be built, or to follow such as are.
+        at_rest: Table -> published months with nothing out of date in or before them.
+        published: Table -> published months.
         made_from: (table, month) -> fingerprint of what it would be made from, of those to build.
         given_up: (table, month) of stale months that need not be tried again as they are.
         blocked: Tables whose checks failed, behind which nothing is built.
     """
 
     todo: Plan
+    expected: Mapping[str, set[date]]
+    at_rest: Mapping[str, set[date]]
+    published: Mapping[str, set[date]]
     made_from: Mapping[tuple[str, date], str]
     given_up: frozenset[tuple[str, date]]
     blocked: frozenset[str]
@@ -64,21 +70,41 @@ def outlook(warehouse: Warehouse) -> Outlook:
         state, failures = load_state(cursor), load_failures(cursor)
     planned = plan(state, warehouse.settings)
     fingerprints = _fingerprints(warehouse, state, planned)
-    given_up = {
-        (table, month)
-        for table, months in planned.stale.items()
-        for month in months
-        if failures.months.get((table, month)) == fingerprints[table, month]
-    }
+    given_up: set[tuple[str, date]] = set()
+    expected: dict[str, set[date]] = {}
+    for table in catalog().specs:
+        follows: set[date] = set()
+        for name, reach in catalog().inputs(table).items():
+            follows |= reached_months(expected[name], reach, planned.affected[table])
+        failed = {
+            month
+            # What failed may pass once its inputs are built anew.
+            for month in planned.stale[table] - follows
+            if failures.months.get((table, month)) == fingerprints[table, month]
+        }
+        given_up |= {(table, month) for month in failed}
+        expected[table] = (planned.stale[table] - failed) | follows
     blocked = {
         table
         for table in planned.unchecked
-        if _checks_failed(warehouse, state, failures, table)
         # What is to be rebuilt may mend what the checks found.
-        and not {m for m in planned.stale[table] if (table, m) not in given_up}
+        if not expected[table] and _checks_failed(warehouse, state, failures, table)
     }
     todo = without(planned, given_up, blocked)
-    return Outlook(todo, fingerprints, frozenset(given_up), frozenset(blocked))
+    published = {table: set(months) for table, months in state.published.items()}
+    return Outlook(
+        todo,
+        {table: months & todo.affected.get(table, set()) for table, months in expected.items()},
+        {
+            table: months - planned.affected[table] - planned.unchecked[table]
+            for table, months in published.items()
+            if not blocked & set(catalog().made_from(table))
+        },
+        published,
+        fingerprints,
+        frozenset(given_up),
+        frozenset(blocked),
+    )
 
 
 def _fingerprints(warehouse: Warehouse, state: State, planned: Plan) -> dict[tuple[str, date], str]:
@@ -133,6 +159,7 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
             to_month(key) for key in context.candidate_subset.expensively_compute_partition_keys()
         }
         candidates -= _busy(under_way, table, candidates)
+        candidates -= _awaited(context, table, seen, candidates)
         own = seen.todo.stale.get(table, set()) | seen.todo.unchecked.get(table, set())
         now = context.evaluation_time.timestamp()
         asked = Asked.read(context.cursor)
@@ -149,6 +176,58 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
         fingerprints = {to_key(month): seen.made_from[table, month] for month in own}
         cursor = asked.after({to_key(month) for month in due}, fingerprints, now).written()
         return dg.AutomationResult(context, subset, cursor=cursor)
+
+
+class Forgiven(dg.AutomationCondition[dg.AssetKey]):
+    """True for the months of a table with nothing out of date in or before them.
+
+    Asked only of months that Dagster shows as failed: a run that failed elsewhere took them along,
+    or an earlier state of theirs failed and was brought back. A run finds them well.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in the UI."""
+        return "up_to_date"
+
+    @property
+    def description(self) -> str:
+        """What it says in the UI."""
+        return "Published, with nothing out of date in it or before it"
+
+    @property
+    def requires_cursor(self) -> bool:
+        """It remembers what was asked for, so as not to ask for the same again at once."""
+        return True
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> Any:
+        """The candidate months that only seem to have failed."""
+        table = ".".join(context.key.path)
+        seen = _outlook_of_tick(context.asset_graph_view)
+        candidates = set(context.candidate_subset.expensively_compute_partition_keys())
+        now = context.evaluation_time.timestamp()
+        asked = Asked.read(context.cursor)
+        well = {to_key(month) for month in seen.at_rest.get(table, ())} & candidates
+        due = {key for key in well if asked.is_due(key, "", now)}
+        assert context.partitions_def is not None
+        subset = context.asset_graph_view.get_subset_from_partition_keys(
+            context.key, context.partitions_def, due
+        )
+        cursor = asked.after(due, dict.fromkeys(well, ""), now).written()
+        return dg.AutomationResult(context, subset, cursor=cursor)
+
+
+def _awaited(
+    context: dg.AutomationContext[dg.AssetKey], table: str, seen: Outlook, months: set[date]
+) -> set[date]:
+    """Months that are to be built from what is to be built itself, but is not asked for now."""
+    found: set[date] = set()
+    for name, reach in catalog().inputs(table).items():
+        requested = context.request_subsets_by_key.get(dg.AssetKey(name.split(".")))
+        keys = requested.expensively_compute_partition_keys() if requested is not None else ()
+        outstanding = seen.expected.get(name, set()) - {to_month(key) for key in keys}
+        found |= reached_months(outstanding, reach, months)
+    return found
 
 
 def _behind(context: dg.AutomationContext[dg.AssetKey], table: str, todo: Plan) -> set[date]:
@@ -200,4 +279,6 @@ def table_condition() -> dg.AutomationCondition[dg.AssetKey]:
     The order counts: what is looked at last only sees the months that passed the others, and
     remembers just those as asked for.
     """
-    return (~dg.AutomationCondition.in_progress() & OutOfDate()).with_label("follow")
+    condition = dg.AutomationCondition
+    seems_failed = condition.execution_failed() & Forgiven()
+    return (~condition.in_progress() & (OutOfDate() | seems_failed)).with_label("follow")

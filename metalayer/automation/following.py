@@ -10,7 +10,7 @@ Does not belong here: when a month is to be built (`conditions.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
 import dagster as dg
@@ -22,7 +22,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._record import copy
 
-from metalayer.assets.checks import asset_key
+from metalayer.assets.checks import DUE_CHECK, asset_key
 from metalayer.assets.partitions import to_key, to_month
 from metalayer.assets.resources import standing_warehouse
 from metalayer.automation.conditions import Outlook, outlook
@@ -46,7 +46,14 @@ class FollowingSensor(dg.AutomationConditionSensorDefinition):
             return done
         with standing_warehouse() as warehouse:
             seen = outlook(warehouse)
-        requests = list(joined(done.run_requests, exactly=_is_held_up(seen, done.run_requests)))
+        assert context.repository_def is not None
+        # Whether a month is late is asked by its own sensor; a run that fails would leave it open.
+        checks = [
+            key
+            for key in context.repository_def.asset_graph.asset_check_keys
+            if key.name != DUE_CHECK
+        ]
+        requests = list(joined(done.run_requests, _may_join(seen, done.run_requests), checks))
         for request in requests:
             first, last = (
                 request.tags[tag]
@@ -57,10 +64,11 @@ class FollowingSensor(dg.AutomationConditionSensorDefinition):
         return copy(done, run_requests=requests)
 
 
-def _is_held_up(seen: Outlook, requests: Sequence[dg.RunRequest]) -> bool:
-    """Whether any month is withheld: it failed as it is, waits for a run, or was just asked for.
+def _may_join(seen: Outlook, requests: Sequence[dg.RunRequest]) -> Callable[[str, date], bool]:
+    """Which months a range may take along: published ones that nothing is to be done in.
 
-    A range takes along months that have nothing to do, but none of these.
+    None that is withheld (it failed as it is, waits for a run, or was just asked for), and none
+    that is not there: should the run fail, Dagster would show it as failed.
     """
     asked = {
         (".".join(key.path), _month(request))
@@ -73,7 +81,13 @@ def _is_held_up(seen: Outlook, requests: Sequence[dg.RunRequest]) -> bool:
         for table, months in months_of.items()
         for month in months
     }
-    return bool(seen.given_up or seen.blocked or out_of_date - asked)
+    withheld = (out_of_date - asked) | seen.given_up
+
+    def may_join(table: str, month: date) -> bool:
+        is_there = month in seen.published.get(table, ())
+        return is_there and table not in seen.blocked and (table, month) not in withheld
+
+    return may_join
 
 
 def following_sensor(tables: Catalog) -> dg.SensorDefinition:
@@ -89,7 +103,11 @@ def following_sensor(tables: Catalog) -> dg.SensorDefinition:
     )
 
 
-def joined(requests: Sequence[dg.RunRequest], *, exactly: bool) -> Iterator[dg.RunRequest]:
+def joined(
+    requests: Sequence[dg.RunRequest],
+    may_join: Callable[[str, date], bool],
+    checks: Sequence[dg.AssetCheckKey],
+) -> Iterator[dg.RunRequest]:
     """Requests for a month each as requests for ranges of months."""
     months: dict[date, set[str]] = {}
     tags: dict[str, str] = {}
@@ -97,9 +115,11 @@ def joined(requests: Sequence[dg.RunRequest], *, exactly: bool) -> Iterator[dg.R
         tables = {".".join(asset.path) for asset in request.asset_selection or ()}
         months.setdefault(_month(request), set()).update(tables)
         tags |= {k: v for k, v in request.tags.items() if k != PARTITION_NAME_TAG}
-    for first, last, tables_of_range in ranges_of(months, exactly=exactly):
+    for first, last, tables_of_range in ranges_of(months, may_join):
+        selection = [asset_key(table) for table in tables_of_range]
         yield dg.RunRequest(
-            asset_selection=[asset_key(table) for table in tables_of_range],
+            asset_selection=selection,
+            asset_check_keys=[key for key in checks if key.asset_key in selection],
             tags={
                 **tags,
                 ASSET_PARTITION_RANGE_START_TAG: to_key(first),

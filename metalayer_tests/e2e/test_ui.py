@@ -380,7 +380,7 @@ def test_a_failed_contract_shows_the_rule_and_the_file_corrected_is_green(sample
         expect(page.get_by_text(rule).first).to_be_visible(timeout=PATIENCE)
         expect(page.get_by_text("This is a blocking asset check").first).to_be_visible()
         expect(page.get_by_text("metalayer rejects silver.orders").first).to_be_visible()
-        picture(page, "failed-contract")
+        picture(page, "contract-failed")
         assert verdict(checks(sample)["silver.orders", "contract_satisfied"]) == "FAILED"
 
         # What was green stays green, and what does not need the month's orders is not held up.

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -96,7 +97,7 @@ def requests(asked: dict[str, list[str]]) -> list[dg.RunRequest]:
         for table, months in asked.items()
         for month in months
     ]
-    return list(joined(each, exactly=False))
+    return list(joined(each, lambda _table, _month: True, []))
 
 
 @pytest.fixture
@@ -215,6 +216,74 @@ def test_what_failed_is_asked_for_again_once_it_changes(built: Platform) -> None
     built.register()
     daemon.settle()
     assert current(built)
+
+
+def test_a_corrected_month_is_built_with_all_that_waited_for_it(built: Platform) -> None:
+    daemon = Daemon(built)
+    bad = "".join(f"{n},1,P00001,2025-08-09,0,5.00,5.00,LOST\n" for n in range(100, 140))
+    built.land("erp/orders_2025-08.csv", ORDERS + bad)
+    built.register()
+    asked = daemon.tick()
+    assert not daemon.run(asked)
+    daemon.settle()
+    assert built.ask("select 1 from gold.fact_orders where order_date >= '2025-08-01'") == []
+    built.land("erp/orders_2025-08.csv", ORDERS + order(100, "2025-08-09"))
+    built.register()
+    asked = daemon.tick()
+    for table in ("bronze.orders", "silver.orders", "gold.fact_orders", "gold.business_kpis"):
+        assert "2025-08" in asked[table]
+    daemon.run({table: months for table, months in asked.items() if table == "bronze.orders"})
+    # Whatever happens meanwhile: no fact before its order.
+    again = daemon.tick(later=60)
+    assert "2025-08" in again["silver.orders"]
+    assert daemon.run(again)
+    assert daemon.settle() == []
+    assert current(built)
+
+
+def test_a_month_that_only_seems_to_have_failed_is_found_well(built: Platform) -> None:
+    daemon = Daemon(built)
+    built.land("erp/orders_2025-02.csv", BROKEN)
+    built.register()
+    asked = {"bronze.orders": MONTHS, "silver.orders": MONTHS, "gold.dim_product": MONTHS}
+    assert not daemon.run(asked)
+    key = dg.AssetKey(["gold", "dim_product"])
+    graph = defs.resolve_asset_graph()
+    partitions = graph.get(key).partitions_def
+    assert partitions is not None
+
+    def failed() -> set[str]:
+        status = get_and_update_asset_status_cache_value(built.instance, key, partitions)
+        assert status is not None
+        subset = status.deserialize_failed_partition_subsets(partitions)
+        return set(subset.get_partition_keys())
+
+    assert failed() == set(MONTHS)
+    # Those behind the month that failed stay as they are; the one before it was only taken along.
+    assert daemon.settle() == [{"gold.dim_product": ["2025-01"]}]
+    assert failed() == set(MONTHS[1:])
+    built.land("erp/orders_2025-02.csv", ORDERS + order(2, "2025-02-06"))
+    built.register()
+    daemon.settle()
+    assert failed() == set()
+
+
+def test_a_range_takes_no_month_along_that_is_not_there(built: Platform) -> None:
+    built.land("erp/orders_2025-10.csv", ORDERS + order(77, "2025-10-05"))
+    built.register()
+    sensor = next(s for s in defs.get_repository_def().sensor_defs if s.name == "tables_follow")
+    context = dg.build_sensor_context(built.instance, repository_def=defs.get_repository_def())
+    with lent_to_runs(built.warehouse):
+        done = sensor.evaluate_tick(context)
+    ranges = {
+        tuple(sorted(key.path[1] for key in r.asset_selection or ())): (
+            r.tags[ASSET_PARTITION_RANGE_START_TAG],
+            r.tags[ASSET_PARTITION_RANGE_END_TAG],
+        )
+        for r in done.run_requests or ()
+    }
+    for tables, (first, _) in ranges.items():
+        assert first == "2025-10" or tables == ("dim_date",), ranges
 
 
 def test_behind_a_failed_check_nothing_is_asked_for(built: Platform) -> None:
