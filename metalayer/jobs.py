@@ -106,6 +106,7 @@ def _select_job(spec: TableSpec, select: Select, tables: Catalog) -> TableJob:
         fill,
         expected,
         _MONTHS_A_WINDOW[looks_back],
+        reads=tuple(tables.specs[name] for name in select.inputs),
         reaches=select.inputs,
         select_only=select_only if spec.rows_follow is not None else None,
     )

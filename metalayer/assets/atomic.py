@@ -23,7 +23,7 @@ from metalayer.jobs import table_job
 from metalayer.planning import Plan
 from metalayer.warehouse.build import MonthResult, TableJob, is_stale, result_of, windows_of
 from metalayer.warehouse.evolve import evolve
-from metalayer.warehouse.locks import lock_months, unlock_all
+from metalayer.warehouse.locks import begin_snapshot, lock_months, unlock_all
 from metalayer.warehouse.places import make_places
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import date_together, prune, put_in_place
@@ -72,7 +72,7 @@ def build_atomically(
             for job in jobs:
                 make_places(connection, job.spec, sorted(_months(todo, job)))
             # The snapshot begins here: what others register or publish from now on is not seen.
-            cursor.execute("set transaction isolation level repeatable read")
+            begin_snapshot(cursor, catalog().specs.values())
             for job in jobs:
                 _build_table(cursor, job, todo, outcome, landed)
                 if outcome.succeeded:

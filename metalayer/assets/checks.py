@@ -26,6 +26,7 @@ from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale
 from metalayer.warehouse.checks import Finding
 from metalayer.warehouse.failures import note_failed_checks
+from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
 
@@ -110,13 +111,21 @@ def check_table(
     )
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         # One snapshot for the rows and for what they are compared with.
-        cursor.execute("set transaction isolation level repeatable read")
+        begin_snapshot(cursor, _looked_at(spec, tables))
         asked = ask_checks(cursor, warehouse.settings, spec, tables)
         connection.commit()
         # Not in that snapshot: another build may have marked a month meanwhile.
         mark_checked(cursor, spec, asked)
     for name, finding in {"contract_satisfied": verdict, **asked.findings}.items():
         yield _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
+
+
+def _looked_at(spec: TableSpec, tables: Catalog) -> list[TableSpec]:
+    """Every table that the checks of `spec` read."""
+    names = {*tables.made_from(spec.full_name), *tables.upstream(spec.full_name)}
+    names |= {pointer.rpartition(".")[0] for pointer in spec.sums_from.values()}
+    names |= {c.references.table for c in spec.columns if c.references is not None}
+    return [tables.specs[name] for name in tables.specs if name in names]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from metalayer.warehouse.following import (
 )
 from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.leaves import LEAVES
-from metalayer.warehouse.locks import lock_months, unlock_all
+from metalayer.warehouse.locks import begin_snapshot, lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import confirm, publish
 from metalayer.warehouse.stage import Stage
@@ -67,7 +67,8 @@ class TableJob:
         rows_expected: (state, month) -> rows that must come in, or None where the grain changes.
         months_a_window: How many months one statement may fill.
         keeping: Which earlier versions of a month are kept.
-        reaches: Tables that the rows are made from -> which months of them.
+        reads: The tables that the rows are made from.
+        reaches: The same -> which months of them.
         followed: The column by which other tables follow this one, or None.
         select_only: (start, end, values) -> the SELECT over the rows of the inputs that have these
             values in the column that this table follows; None if it follows none.
@@ -81,6 +82,7 @@ class TableJob:
     rows_expected: Callable[[State, date], int | None]
     months_a_window: int = 12
     keeping: Keeping = field(default_factory=Keeping)
+    reads: tuple[TableSpec, ...] = ()
     reaches: Mapping[str, Reach] = field(default_factory=dict)
     followed: str | None = None
     select_only: Callable[[date, date, Sequence[str]], str] | None = None
@@ -228,7 +230,7 @@ def _build_run(
 ) -> None:
     """Stage and audit contiguous months in one transaction, then publish each in its own."""
     with connection.cursor() as cursor:
-        cursor.execute("set transaction isolation level repeatable read")
+        begin_snapshot(cursor, job.reads)
         state = load_state(cursor, [job.spec.full_name, *job.upstream])
         keys = keys_to_rebuild(cursor, job, state, months) if not forced else None
         changed, fill = list(months), None

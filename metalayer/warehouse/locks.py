@@ -2,14 +2,21 @@
 
 PostgreSQL holds these locks for a session and lets go of them when it ends, however it ends; so
 there is never a stale one. What is done under a lock belongs to those who take it.
+
+And how several tables are read as of one moment, while others publish.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Any
+
+from psycopg2 import sql
+
+from metalayer.contracts.contract import TableSpec
+from metalayer.warehouse.ddl import stored_name
 
 
 def lock_months(cursor: Any, table: str, months: Sequence[date]) -> None:
@@ -30,6 +37,24 @@ def try_lock_month(cursor: Any, table: str, month: date) -> bool:
     """Hold a month for the rest of the transaction, unless somebody else is at work on it."""
     cursor.execute("select pg_try_advisory_xact_lock(%s, %s)", _numbers(table, month))
     return bool(cursor.fetchone()[0])
+
+
+def begin_snapshot(cursor: Any, specs: Iterable[TableSpec]) -> None:
+    """Begin a transaction that reads these tables as of one moment.
+
+    A month that is swapped after the snapshot began would be seen empty: its new rows are too
+    young, and the earlier ones are in no partition any more. While somebody holds the tables a
+    publish exchanges the rows inside the partition instead, which a snapshot does not notice.
+    """
+    cursor.execute("set transaction isolation level repeatable read")
+    names = [stored_name(spec) for spec in specs]
+    if names:
+        # Before the first query: only that takes the snapshot.
+        cursor.execute(
+            sql.SQL("lock table only {} in access share mode").format(
+                sql.SQL(", only ").join(names)
+            )
+        )
 
 
 def _numbers(table: str, month: date) -> tuple[int, int]:

@@ -415,16 +415,16 @@ def test_a_backfill_of_a_year_is_started_by_clicks_and_ends(sample: Up) -> None:
         expect(page).to_have_url(re.compile(r"/runs/b/\w+"))
         backfill = re.split(r"[/?]", page.url.partition("/runs/b/")[2])[0]
         expect(page.get_by_text("2025-01...2025-12").first).to_be_visible(timeout=PATIENCE)
-        # The daemon looks after backfills every thirty seconds.
+        # Tables that look back over all months wait for those they look at.
         status = page.get_by_text("Status", exact=True).locator("xpath=..")
         expect(status).to_contain_text("Succeeded", timeout=180_000)
         picture(page, "backfill")
     status, spans = backfill_of(sample, backfill)
     assert status == "COMPLETED_SUCCESS"
     # A run spans all months, none is of a month: one for the tables whose months stand alone, and
-    # one or two for those behind, as the daemon finds them ready. (Dagster has these follow to the
+    # a few for those behind, as the daemon finds them ready. (Dagster has these follow to the
     # newest month, where they read all earlier ones.)
-    assert 1 <= len(spans) <= 3
+    assert 1 <= len(spans) <= 6
     assert all(first == "2025-01" and last >= "2025-12" for first, last in spans)
     assert is_built(sample, YEAR)
     assert failed_months(sample) == {}

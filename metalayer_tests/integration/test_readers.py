@@ -21,8 +21,11 @@ from sqlalchemy import Engine
 
 from metalayer.catalog import catalog
 from metalayer.warehouse.build import TableJob, build_months
+from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.stage import Stage
+from metalayer_tests.integration.test_build import ORDERS, order
+from metalayer_tests.story import Platform
 
 log = logging.getLogger(__name__)
 
@@ -180,3 +183,19 @@ def test_500_publishes_beside_readers_and_a_report_that_is_open_all_the_time(
                 longest = max(longest, time.monotonic() - began)
         log.info("%s publishes, the longest ten took %.3f s", author.published, longest)
         assert versions(pool) == dict.fromkeys(MONTHS, author.published // len(MONTHS))
+
+
+def test_a_build_and_its_checks_see_a_month_that_is_published_meanwhile_as_it_was(
+    platform: Platform,
+) -> None:
+    platform.land("erp/orders_a.csv", ORDERS + order(1, "2025-01-05") + order(2, "2025-02-05"))
+    assert platform.build().succeeded
+    spec = catalog().spec("silver.orders")
+    with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
+        begin_snapshot(cursor, [spec])
+        cursor.execute("select count(*) from meta.versions")
+        platform.land("erp/orders_b.csv", ORDERS + order(3, "2025-01-06"))
+        assert platform.build("silver.orders", "bronze.orders").succeeded
+        cursor.execute("select order_id from silver.orders where order_date < '2025-02-01'")
+        assert cursor.fetchall() == [(1,)]
+    assert platform.ask("select order_id from silver.orders order by 1") == [(1,), (2,), (3,)]
