@@ -203,7 +203,8 @@ def overheard(page: Page) -> Iterator[list[str]]:
     answers: list[str] = []
 
     def listen(route: Route) -> None:
-        answer = route.fetch()
+        # The webserver closes idle connections after seconds, at times as one is used again.
+        answer = route.fetch(max_retries=5)
         answers.append(answer.text())
         route.fulfill(response=answer)
 
