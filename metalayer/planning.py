@@ -168,10 +168,9 @@ def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]
         if month in todo.unpublished.get(table, ()):
             held.setdefault(table, set()).add(month)
     for table in tables.specs:
-        for name, reach in tables.inputs(table).items():
-            reached = reached_months(held.get(name, set()), reach, todo.affected.get(table, set()))
-            if reached:
-                held.setdefault(table, set()).update(reached)
+        reached = months_behind(table, held, todo.affected.get(table, set()))
+        if reached:
+            held.setdefault(table, set()).update(reached)
     return held
 
 
@@ -247,6 +246,18 @@ def reached_months(changed: set[date], reach: Reach, months: set[date]) -> set[d
     if reach is Reach.BEFORE:
         return {m for m in months if m > first}
     return {m for m in months if m >= first} if reach is Reach.UP_TO else set(months)
+
+
+def months_behind(table: str, changed: Mapping[str, set[date]], months: set[date]) -> set[date]:
+    """The `months` of a table that a change of its inputs may touch.
+
+    Args:
+        changed: Table -> its months that change.
+    """
+    found: set[date] = set()
+    for name, reach in catalog().inputs(table).items():
+        found |= reached_months(changed.get(name, set()), reach, months)
+    return found
 
 
 def delivered_files(cursor: Any) -> dict[str, tuple[str, str]]:

@@ -8,13 +8,14 @@ Does not belong here: the questions themselves (see `metalayer.warehouse.checks`
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import dagster as dg
 
+from metalayer.assets.keys import asset_key
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.showing import by_month
 from metalayer.assets.types import BuildReport
@@ -23,15 +24,17 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.jobs import table_job
 from metalayer.settings import Settings
 from metalayer.warehouse import checks
-from metalayer.warehouse.build import TableJob, is_stale
+from metalayer.warehouse.build import TableJob, is_stale, to_be_checked
 from metalayer.warehouse.checks import Finding
 from metalayer.warehouse.failures import note_failed_checks
 from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
 
+#: The check that a build reports itself: whether every month kept its contract.
+AUDIT_CHECK = "contract_satisfied"
 _DESCRIPTIONS = {
-    "contract_satisfied": "Every month that was built kept its contract and is published.",
+    AUDIT_CHECK: "Every month that was built kept its contract and is published.",
     "keys_unique": "No key stands in two months.",
     "references_resolve": "Every key points at a row that exists.",
     "rows_conserved": "Rows that came in = published + quarantined + superseded, month by month.",
@@ -41,7 +44,7 @@ _DESCRIPTIONS = {
 DUE_CHECK = "due_month_present"
 #: What to do when a check fails. Where a table only warns, see `_NEXT_OF_WARNINGS`.
 _NEXT = {
-    "contract_satisfied": "`metalayer rejects {table}` shows the rows of earlier builds, "
+    AUDIT_CHECK: "`metalayer rejects {table}` shows the rows of earlier builds, "
     "`by_month` why each month failed. Land the export corrected, mend the contract or the SELECT, "
     "and materialize these months again; readers keep what was published before.",
     "keys_unique": "One row too many was published. If the SELECT of {table} gives a row the wrong "
@@ -59,11 +62,6 @@ _NEXT_OF_WARNINGS = {
 }
 
 
-def asset_key(table: str) -> dg.AssetKey:
-    """`gold.fact_sales` as Dagster names it: `gold/fact_sales`."""
-    return dg.AssetKey(table.split("."))
-
-
 def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
     """The blocking checks of a table."""
     return [
@@ -75,7 +73,7 @@ def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
 
 
 def _blocking_checks(spec: TableSpec) -> list[str]:
-    names = ["contract_satisfied", "keys_unique", "rows_conserved"]
+    names = [AUDIT_CHECK, "keys_unique", "rows_conserved"]
     if spec.layer == "gold" and any(c.references for c in spec.columns):
         names.append("references_resolve")
     if spec.sums_from:
@@ -109,23 +107,9 @@ def check_table(
             for r in report.months
         },
     )
-    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        # One snapshot for the rows and for what they are compared with.
-        begin_snapshot(cursor, _looked_at(spec, tables))
-        asked = ask_checks(cursor, warehouse.settings, spec, tables)
-        connection.commit()
-        # Not in that snapshot: another build may have marked a month meanwhile.
-        mark_checked(cursor, spec, asked)
-    for name, finding in {"contract_satisfied": verdict, **asked.findings}.items():
+    asked = ask_and_mark(warehouse, spec, tables)
+    for name, finding in {AUDIT_CHECK: verdict, **asked.findings}.items():
         yield _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
-
-
-def _looked_at(spec: TableSpec, tables: Catalog) -> list[TableSpec]:
-    """Every table that the checks of `spec` read."""
-    names = {*tables.made_from(spec.full_name), *tables.upstream(spec.full_name)}
-    names |= {pointer.rpartition(".")[0] for pointer in spec.sums_from.values()}
-    names |= {c.references.table for c in spec.columns if c.references is not None}
-    return [tables.specs[name] for name in tables.specs if name in names]
 
 
 @dataclass(frozen=True)
@@ -141,13 +125,34 @@ class Asked:
     versions: Mapping[date, Published]
 
 
+def ask_and_mark(warehouse: Warehouse, spec: TableSpec, tables: Catalog) -> Asked:
+    """Ask the blocking checks about what is published, and remember what they found."""
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        # One snapshot for the rows and for what they are compared with.
+        begin_snapshot(cursor, _looked_at(spec, tables))
+        asked = ask_checks(cursor, warehouse.settings, spec, tables)
+        connection.commit()
+        # Not in that snapshot: another build may have marked a month meanwhile.
+        mark_checked(cursor, spec, asked)
+    return asked
+
+
+def _looked_at(spec: TableSpec, tables: Catalog) -> list[TableSpec]:
+    """Every table that the checks of `spec` read."""
+    names = set(tables.made_from(spec.full_name))
+    names |= {pointer.rpartition(".")[0] for pointer in spec.sums_from.values()}
+    names |= {c.references.table for c in spec.columns if c.references is not None}
+    return [tables.specs[name] for name in tables.specs if name in names]
+
+
 def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog) -> Asked:
     """Ask the blocking checks, but for the audit's verdict, about what the transaction sees."""
     job = table_job(spec.full_name, settings)
     state = load_state(cursor, tables.made_from(spec.full_name))
     published = state.published.get(spec.full_name, {})
     current = [month for month in published if not is_stale(job, state, month)]
-    months = [month for month in current if not published[month].is_checked]
+    versions = to_be_checked(job, state)
+    months = list(versions)
     restored = _restored(state)
     conserving = [month for month in months if month not in restored]
     asked: dict[str, Callable[[], Finding]] = {
@@ -160,10 +165,8 @@ def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog
         ),
         "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
     }
-    findings = {
-        name: asked[name]() for name in _blocking_checks(spec) if name != "contract_satisfied"
-    }
-    return Asked(findings, {month: published[month] for month in months})
+    findings = {name: asked[name]() for name in _blocking_checks(spec) if name != AUDIT_CHECK}
+    return Asked(findings, versions)
 
 
 def failed_checks(spec: TableSpec, asked: Asked) -> list[str]:
@@ -209,6 +212,14 @@ def _restored(state: State) -> set[date]:
         for month, version in months.items()
         if version.restores is not None
     }
+
+
+def asked_of_builds(keys: Iterable[dg.AssetCheckKey]) -> set[dg.AssetCheckKey]:
+    """Of some checks those that a run that builds tables asks: all but lateness.
+
+    No build can help it, and a run that fails before that step would leave it open.
+    """
+    return {key for key in keys if key.name != DUE_CHECK}
 
 
 def reference_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:

@@ -18,14 +18,10 @@ from datetime import date
 
 import dagster as dg
 import psutil
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 
 from metalayer.assets.atomic import build_atomically
-from metalayer.assets.checks import DUE_CHECK, ask_checks, asset_key, failed_checks, mark_checked
-from metalayer.assets.partitions import to_key
+from metalayer.assets.checks import AUDIT_CHECK, ask_and_mark, asked_of_builds, failed_checks
+from metalayer.assets.keys import asset_key, range_tags, table_of, to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
 from metalayer.assets.storage import ensure_tables, note_complete
 from metalayer.catalog import catalog
@@ -42,7 +38,6 @@ from metalayer.warehouse.sweep import sweep
 
 #: Which process a run is executed in: "host:pid:started".
 PROCESS_TAG = "metalayer/process"
-_AUDIT_CHECK = "contract_satisfied"
 #: A round only follows a round that changed something; more than this is a defect, not a history.
 _MOST_ROUNDS = 200
 _RECYCLE_SECONDS = 3600
@@ -205,10 +200,7 @@ def _ask_upstream(
         if table not in read - (selected or set()):
             continue
         spec = tables.specs[table]
-        with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-            asked = ask_checks(cursor, warehouse.settings, spec, tables)
-            mark_checked(cursor, spec, asked)
-        failed = failed_checks(spec, asked)
+        failed = failed_checks(spec, ask_and_mark(warehouse, spec, tables))
         if failed:
             outcome.failed_checks += failed
             blocked.add(table)
@@ -291,8 +283,7 @@ def _run(
             instance=instance,
             raise_on_error=False,
             tags={
-                ASSET_PARTITION_RANGE_START_TAG: to_key(first),
-                ASSET_PARTITION_RANGE_END_TAG: to_key(last),
+                **range_tags(to_key(first), to_key(last)),
                 PROCESS_TAG: _this_process(),
             },
             run_config={
@@ -310,11 +301,11 @@ def _run(
     for evaluation in result.get_asset_check_evaluations():
         if evaluation.passed:
             continue
-        table = ".".join(evaluation.asset_key.path)
+        table = table_of(evaluation.asset_key)
         line = f"{table}: {evaluation.description or evaluation.check_name}"
         if evaluation.severity is dg.AssetCheckSeverity.WARN:
             outcome.warnings.append(line)
-        elif evaluation.check_name != _AUDIT_CHECK:
+        elif evaluation.check_name != AUDIT_CHECK:
             outcome.failed_checks.append(line)
             blocked.add(table)
     for event in result.all_events:
@@ -323,12 +314,12 @@ def _run(
 
 
 def _job(defs: dg.Definitions, tables: Sequence[str]) -> dg.JobDefinition:
-    """A job over `tables` and their checks, but for lateness, which no build can help."""
+    """A job over `tables` and their checks."""
     keys = {asset_key(table) for table in tables}
-    checks = defs.resolve_asset_graph().asset_check_keys
+    checks = asked_of_builds(defs.resolve_asset_graph().asset_check_keys)
     return defs.resolve_implicit_global_asset_job_def().get_subset(
         asset_selection=keys,
-        asset_check_selection={k for k in checks if k.asset_key in keys and k.name != DUE_CHECK},
+        asset_check_selection={key for key in checks if key.asset_key in keys},
     )
 
 

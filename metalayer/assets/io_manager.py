@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from metalayer.assets.partitions import to_months
+from metalayer.assets.keys import table_of, to_months
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.types import BuildReport
 from metalayer.errors import BuildError
@@ -33,7 +33,7 @@ class WarehouseIOManager(dg.IOManager):
         """The upstream months as a pandas frame."""
         warehouse: Warehouse = context.resources.warehouse
         months = to_months(context.asset_partition_keys) if context.has_asset_partitions else None
-        return read_months(warehouse.pool, ".".join(context.asset_key.path), months)
+        return read_months(warehouse.pool, table_of(context.asset_key), months)
 
 
 @dg.io_manager(required_resource_keys={"warehouse"})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, date, datetime
 
 import dagster as dg
 
+from metalayer.assets.keys import KEY_FORMAT
 from metalayer.lineage.select import Reach
 
-#: Partition keys are written like months everywhere else: "2025-01".
-KEY_FORMAT = "%Y-%m"
 # Dagster clamps a window at the first partition, but walks it month by month at every step: it is
 # as long as the history and what this process may live to see.
 _MONTHS_TO_COME = 12
@@ -37,18 +35,3 @@ def mapping(reach: Reach, start_month: date) -> dg.PartitionMapping:
             return dg.TimeWindowPartitionMapping(start_offset=every_month, end_offset=0)
         case Reach.ALL:
             return dg.AllPartitionMapping()
-
-
-def to_key(month: date) -> str:
-    """The partition key of a month."""
-    return month.strftime(KEY_FORMAT)
-
-
-def to_month(key: str) -> date:
-    """First day of the month that a partition key names."""
-    return datetime.strptime(key, KEY_FORMAT).date()  # noqa: DTZ007 - a month has no zone
-
-
-def to_months(keys: Iterable[str]) -> list[date]:
-    """First days of the months that partition keys name."""
-    return [to_month(key) for key in keys]

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from metalayer.assets.partitions import to_key
+from metalayer.assets.keys import to_key
 from metalayer.assets.types import BuildReport
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema

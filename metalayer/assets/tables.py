@@ -16,8 +16,9 @@ import dagster as dg
 import psycopg2
 from pydantic import Field
 
-from metalayer.assets.checks import asset_key, check_specs, check_table
-from metalayer.assets.partitions import mapping, monthly, to_key, to_months
+from metalayer.assets.checks import check_specs, check_table
+from metalayer.assets.keys import asset_key, to_key, to_months
+from metalayer.assets.partitions import mapping, monthly
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.showing import (
     description,

@@ -6,7 +6,6 @@ What was told already is remembered from tick to tick.
 Does not belong here: taking files in (`landing.py`).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +14,10 @@ from typing import Any
 
 import dagster as dg
 
-from metalayer.assets.partitions import to_key
+from metalayer.assets.keys import to_key
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.tables import landing_key
+from metalayer.automation.retries import fingerprint
 from metalayer.catalog import Catalog, catalog
 from metalayer.landing.entries import Delivery
 from metalayer.landing.files import Skipped
@@ -56,7 +56,7 @@ class Told:
 
     def left_alone(self, left: Sequence[Skipped], tell: Callable[[str], Any]) -> "Told":
         """Tell which files are left alone, unless that was told already."""
-        now = _fingerprint(sorted((s.name, s.reason) for s in left))
+        now = fingerprint(sorted((s.name, s.reason) for s in left))
         if now != self.left:
             for skipped in left:
                 tell(f"left alone: {skipped.name}: {skipped.reason}")
@@ -123,9 +123,10 @@ def landing_events(
         for (source, month), files in by_month.items()
     ]
     refused = {}
+    every = refused_files(warehouse)
     for source in catalog().sources:
-        files = [(f, why) for f, why in refused_files(warehouse, source) if f in landed]
-        refused[source] = _fingerprint(files)
+        files = [(f, why) for f, why in every.get(source, ()) if f in landed]
+        refused[source] = fingerprint(files)
         if told.refused.get(source) != refused[source]:
             events.append(_acceptance(source, files))
     newest = max((entry[0] for entry in entries), default=told.delivery)
@@ -147,16 +148,19 @@ def _entries_after(warehouse: Warehouse, delivery: int) -> list[Any]:
         return list(cursor.fetchall())
 
 
-def refused_files(warehouse: Warehouse, source: str) -> list[tuple[str, str]]:
-    """The files of a source whose newest version is refused, and why; the newest first."""
+def refused_files(warehouse: Warehouse) -> dict[str, list[tuple[str, str]]]:
+    """Source -> its files whose newest version is refused, and why; the newest first."""
+    found: dict[str, list[tuple[str, str]]] = {}
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "select file, reason from (select distinct on (file) file, status, reason, delivery_id "
-            "from meta.ledger where source = %s order by file, delivery_id desc) as newest "
-            "where status = 'rejected' order by delivery_id desc",
-            (source,),
+            "select source, file, reason from meta.deliveries as d where status = 'rejected' "
+            "and not exists (select from meta.deliveries as newer where newer.source = d.source "
+            "and newer.file = d.file and newer.delivery_id > d.delivery_id) "
+            "order by delivery_id desc"
         )
-        return list(cursor.fetchall())
+        for source, file, reason in cursor.fetchall():
+            found.setdefault(source, []).append((file, reason))
+    return found
 
 
 def _acceptance(source: str, refused: Sequence[tuple[str, str]]) -> dg.AssetCheckEvaluation:
@@ -188,10 +192,6 @@ def _listed(lines: Iterable[str]) -> str:
     return "\n".join(shown)
 
 
-def _fingerprint(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:32]
-
-
 def acceptance_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:
     """The check of each source that the sensor reports, to be asked by a click as well."""
     return [_acceptance_check(source) for source in tables.sources]
@@ -208,7 +208,7 @@ def _acceptance_check(source: str) -> dg.AssetChecksDefinition:
         warehouse: Warehouse = context.resources.warehouse
         there = [
             (file, why)
-            for file, why in refused_files(warehouse, source)
+            for file, why in refused_files(warehouse).get(source, ())
             if (warehouse.settings.landing / file).exists()
         ]
         said = _acceptance(source, there)

@@ -17,25 +17,30 @@ Does not belong here: asking for runs (`following.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from metalayer.assets.partitions import to_key, to_month
+from metalayer.assets.keys import (
+    asset_key,
+    range_of,
+    table_of,
+    tables_of,
+    to_key,
+    to_month,
+    to_months,
+)
 from metalayer.assets.resources import Warehouse, standing_warehouse
-from metalayer.automation.retries import UNFINISHED, Asked
+from metalayer.automation.retries import Asked
 from metalayer.catalog import catalog
 from metalayer.jobs import months_between, table_job
-from metalayer.planning import Plan, plan, reached_months, without
-from metalayer.warehouse.build import is_stale
+from metalayer.planning import Plan, months_behind, plan, without
+from metalayer.warehouse.build import to_be_checked
 from metalayer.warehouse.failures import Failures, load_failures, made_from, versions_asked
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import State, load_state
@@ -73,9 +78,7 @@ def outlook(warehouse: Warehouse) -> Outlook:
     given_up: set[tuple[str, date]] = set()
     expected: dict[str, set[date]] = {}
     for table in catalog().specs:
-        follows: set[date] = set()
-        for name, reach in catalog().inputs(table).items():
-            follows |= reached_months(expected[name], reach, planned.affected[table])
+        follows = months_behind(table, expected, planned.affected[table])
         failed = {
             month
             # What failed may pass once its inputs are built anew.
@@ -123,11 +126,7 @@ def _checks_failed(warehouse: Warehouse, state: State, failures: Failures, table
     if table not in failures.checks:
         return False
     job = table_job(table, warehouse.settings)
-    asked = {
-        month: published.version
-        for month, published in state.published.get(table, {}).items()
-        if not published.is_checked and not is_stale(job, state, month)
-    }
+    asked = {month: published.version for month, published in to_be_checked(job, state).items()}
     return bool(asked) and failures.checks[table] == versions_asked(asked)
 
 
@@ -151,31 +150,23 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> Any:
         """The candidate months that are to be built, and what was asked for so far."""
-        table = ".".join(context.key.path)
+        table = table_of(context.key)
         # In this order: a run that ends in between has brought up to date what is looked at then.
         under_way = _under_way_in_tick(context.asset_graph_view)
         seen = _outlook_of_tick(context.asset_graph_view)
-        candidates = {
-            to_month(key) for key in context.candidate_subset.expensively_compute_partition_keys()
-        }
+        requested = _requested(context, table)
+        candidates = _candidates(context)
         candidates -= _busy(under_way, table, candidates)
-        candidates -= _awaited(context, table, seen, candidates)
+        candidates -= _awaited(requested, table, seen, candidates)
         own = seen.todo.stale.get(table, set()) | seen.todo.unchecked.get(table, set())
-        now = context.evaluation_time.timestamp()
-        asked = Asked.read(context.cursor)
-        due = {
-            month
-            for month in own & candidates
-            if asked.is_due(to_key(month), seen.made_from[table, month], now)
-        }
-        due |= _behind(context, table, seen.todo) & candidates
-        assert context.partitions_def is not None
-        subset = context.asset_graph_view.get_subset_from_partition_keys(
-            context.key, context.partitions_def, {to_key(month) for month in due}
+        # What may have to follow, of what is asked for upstream.
+        behind = months_behind(table, requested, seen.todo.affected.get(table, set()))
+        return _ask_for(
+            context,
+            candidates & own,
+            {month: seen.made_from[table, month] for month in own},
+            at_once=candidates & behind,
         )
-        fingerprints = {to_key(month): seen.made_from[table, month] for month in own}
-        cursor = asked.after({to_key(month) for month in due}, fingerprints, now).written()
-        return dg.AutomationResult(context, subset, cursor=cursor)
 
 
 class Forgiven(dg.AutomationCondition[dg.AssetKey]):
@@ -202,66 +193,74 @@ class Forgiven(dg.AutomationCondition[dg.AssetKey]):
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> Any:
         """The candidate months that only seem to have failed."""
-        table = ".".join(context.key.path)
+        table = table_of(context.key)
         seen = _outlook_of_tick(context.asset_graph_view)
-        candidates = set(context.candidate_subset.expensively_compute_partition_keys())
-        now = context.evaluation_time.timestamp()
-        asked = Asked.read(context.cursor)
-        well = {to_key(month) for month in seen.at_rest.get(table, ())} & candidates
-        due = {key for key in well if asked.is_due(key, "", now)}
-        assert context.partitions_def is not None
-        subset = context.asset_graph_view.get_subset_from_partition_keys(
-            context.key, context.partitions_def, due
-        )
-        cursor = asked.after(due, dict.fromkeys(well, ""), now).written()
-        return dg.AutomationResult(context, subset, cursor=cursor)
+        well = seen.at_rest.get(table, set()) & _candidates(context)
+        return _ask_for(context, well, dict.fromkeys(well, ""))
+
+
+def _candidates(context: dg.AutomationContext[dg.AssetKey]) -> set[date]:
+    return set(to_months(context.candidate_subset.expensively_compute_partition_keys()))
+
+
+def _ask_for(
+    context: dg.AutomationContext[dg.AssetKey],
+    wanted: set[date],
+    fingerprints: Mapping[date, str],
+    at_once: AbstractSet[date] = frozenset(),
+) -> dg.AutomationResult[dg.AssetKey]:
+    """Ask for months, those that were asked for before as they are now not too soon again.
+
+    Args:
+        fingerprints: Month -> what it would be made from, of all that is not done yet.
+        at_once: Months to ask for whatever was asked for before.
+    """
+    now, asked = context.evaluation_time.timestamp(), Asked.read(context.cursor)
+    due = {m for m in wanted if asked.is_due(to_key(m), fingerprints[m], now)} | at_once
+    keys = {to_key(month) for month in due}
+    assert context.partitions_def is not None
+    subset = context.asset_graph_view.get_subset_from_partition_keys(
+        context.key, context.partitions_def, keys
+    )
+    by_key = {to_key(month): fingerprint for month, fingerprint in fingerprints.items()}
+    return dg.AutomationResult(context, subset, cursor=asked.after(keys, by_key, now).written())
+
+
+def _requested(context: dg.AutomationContext[dg.AssetKey], table: str) -> dict[str, set[date]]:
+    """Input of a table -> its months that are asked for in this very tick."""
+    requested = context.request_subsets_by_key
+    return {
+        name: set(to_months(requested[key].expensively_compute_partition_keys()))
+        for name in catalog().inputs(table)
+        if (key := asset_key(name)) in requested
+    }
 
 
 def _awaited(
-    context: dg.AutomationContext[dg.AssetKey], table: str, seen: Outlook, months: set[date]
+    requested: Mapping[str, set[date]], table: str, seen: Outlook, months: set[date]
 ) -> set[date]:
     """Months that are to be built from what is to be built itself, but is not asked for now."""
-    found: set[date] = set()
-    for name, reach in catalog().inputs(table).items():
-        requested = context.request_subsets_by_key.get(dg.AssetKey(name.split(".")))
-        keys = requested.expensively_compute_partition_keys() if requested is not None else ()
-        outstanding = seen.expected.get(name, set()) - {to_month(key) for key in keys}
-        found |= reached_months(outstanding, reach, months)
-    return found
-
-
-def _behind(context: dg.AutomationContext[dg.AssetKey], table: str, todo: Plan) -> set[date]:
-    """Months that may have to follow what is asked for upstream in this very tick."""
-    months: set[date] = set()
-    affected = todo.affected.get(table, set())
-    for name, reach in catalog().inputs(table).items():
-        requested = context.request_subsets_by_key.get(dg.AssetKey(name.split(".")))
-        if requested is not None:
-            keys = requested.expensively_compute_partition_keys()
-            months |= reached_months({to_month(key) for key in keys}, reach, affected)
-    return months
+    outstanding = {
+        name: expected - requested.get(name, set()) for name, expected in seen.expected.items()
+    }
+    return months_behind(table, outstanding, months)
 
 
 def _busy(under_way: Mapping[str, set[date]], table: str, months: set[date]) -> set[date]:
     """The months of a table that an unfinished run builds, or builds an input of."""
-    busy = set(under_way.get(table, ()))
-    for name, reach in catalog().inputs(table).items():
-        busy |= reached_months(under_way.get(name, set()), reach, months)
-    return busy
+    return under_way.get(table, set()) | months_behind(table, under_way, months)
 
 
 @lru_cache(maxsize=1)
 def _under_way_in_tick(view: Any) -> dict[str, set[date]]:
     """Table -> months that unfinished runs are to build."""
     found: dict[str, set[date]] = {}
-    for run in view.instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED))):
-        first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
-        last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
-        if first is None or last is None:
+    for run in view.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        ends = range_of(run.tags)
+        if ends is None:
             continue
-        months = months_between(to_month(first), to_month(last))
-        chosen = {".".join(key.path) for key in run.asset_selection or ()}
-        for table in chosen or catalog().specs:
+        months = months_between(*map(to_month, ends))
+        for table in tables_of(run) or catalog().specs:
             found.setdefault(table, set()).update(months)
     return found
 

@@ -10,20 +10,16 @@ Does not belong here: when a month is to be built (`conditions.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import date
 
 import dagster as dg
 from dagster._core.definitions.sensor_definition import SensorExecutionData
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._record import copy
 
-from metalayer.assets.checks import DUE_CHECK, asset_key
-from metalayer.assets.partitions import to_key, to_month
+from metalayer.assets.checks import asked_of_builds
+from metalayer.assets.keys import asset_key, range_of, range_tags, tables_of, to_key, to_month
 from metalayer.assets.resources import standing_warehouse
 from metalayer.automation.conditions import Outlook, outlook
 from metalayer.automation.retries import EARLIER_SECONDS
@@ -47,20 +43,11 @@ class FollowingSensor(dg.AutomationConditionSensorDefinition):
         with standing_warehouse() as warehouse:
             seen = outlook(warehouse)
         assert context.repository_def is not None
-        # Whether a month is late is asked by its own sensor; a run that fails would leave it open.
-        checks = [
-            key
-            for key in context.repository_def.asset_graph.asset_check_keys
-            if key.name != DUE_CHECK
-        ]
+        checks = asked_of_builds(context.repository_def.asset_graph.asset_check_keys)
         requests = list(joined(done.run_requests, _may_join(seen, done.run_requests), checks))
         for request in requests:
-            first, last = (
-                request.tags[tag]
-                for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
-            )
-            tables = ", ".join(".".join(key.path) for key in request.asset_selection or ())
-            context.log.info(f"{first} to {last}: {tables}")
+            first, last = range_of(request.tags) or ("", "")
+            context.log.info(f"{first} to {last}: {', '.join(sorted(tables_of(request)))}")
         return copy(done, run_requests=requests)
 
 
@@ -70,11 +57,7 @@ def _may_join(seen: Outlook, requests: Sequence[dg.RunRequest]) -> Callable[[str
     None that is withheld (it failed as it is, waits for a run, or was just asked for), and none
     that is not there: should the run fail, Dagster would show it as failed.
     """
-    asked = {
-        (".".join(key.path), _month(request))
-        for request in requests
-        for key in request.asset_selection or ()
-    }
+    asked = {(table, _month(request)) for request in requests for table in tables_of(request)}
     out_of_date = {
         (table, month)
         for months_of in (seen.todo.stale, seen.todo.unchecked)
@@ -106,25 +89,20 @@ def following_sensor(tables: Catalog) -> dg.SensorDefinition:
 def joined(
     requests: Sequence[dg.RunRequest],
     may_join: Callable[[str, date], bool],
-    checks: Sequence[dg.AssetCheckKey],
+    checks: Collection[dg.AssetCheckKey],
 ) -> Iterator[dg.RunRequest]:
     """Requests for a month each as requests for ranges of months."""
     months: dict[date, set[str]] = {}
     tags: dict[str, str] = {}
     for request in requests:
-        tables = {".".join(asset.path) for asset in request.asset_selection or ()}
-        months.setdefault(_month(request), set()).update(tables)
+        months.setdefault(_month(request), set()).update(tables_of(request))
         tags |= {k: v for k, v in request.tags.items() if k != PARTITION_NAME_TAG}
     for first, last, tables_of_range in ranges_of(months, may_join):
         selection = [asset_key(table) for table in tables_of_range]
         yield dg.RunRequest(
             asset_selection=selection,
             asset_check_keys=[key for key in checks if key.asset_key in selection],
-            tags={
-                **tags,
-                ASSET_PARTITION_RANGE_START_TAG: to_key(first),
-                ASSET_PARTITION_RANGE_END_TAG: to_key(last),
-            },
+            tags={**tags, **range_tags(to_key(first), to_key(last))},
         )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import dagster as dg
 
-from metalayer.assets.checks import DUE_CHECK, asset_key
+from metalayer.assets.checks import DUE_CHECK
+from metalayer.assets.keys import asset_key, table_of
 from metalayer.catalog import Catalog
 from metalayer.errors import MetaLayerError
 from metalayer.inspection import reading
@@ -105,10 +106,8 @@ def _materialized(instance: dg.DagsterInstance, names: Sequence[str]) -> dict[st
     """Table -> the event of its last materialization, as the storage numbers it."""
     records = instance.get_asset_records([asset_key(name) for name in names])
     return {
-        ".".join(
-            record.asset_entry.asset_key.path
-        ): record.asset_entry.last_materialization_storage_id
-        for record in records
+        table_of(entry.asset_key): entry.last_materialization_storage_id
+        for entry in (record.asset_entry for record in records)
     }
 
 

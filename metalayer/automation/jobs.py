@@ -9,12 +9,8 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 
-from metalayer.assets.checks import asset_key
+from metalayer.assets.keys import asset_key, range_tags
 from metalayer.assets.partitions import monthly
 from metalayer.assets.tables import FORCE_TAG
 from metalayer.catalog import Catalog
@@ -59,10 +55,7 @@ def month_turn(job: UnresolvedAssetJobDefinition, settings: Settings) -> dg.Sche
         )[-2:]
         return dg.RunRequest(
             run_key=newest[-1],
-            tags={
-                ASSET_PARTITION_RANGE_START_TAG: newest[0],
-                ASSET_PARTITION_RANGE_END_TAG: newest[-1],
-            },
+            tags=range_tags(newest[0], newest[-1]),
         )
 
     return turn

@@ -7,7 +7,6 @@ What is taken in makes bronze months out of date, and `following.py` has them bu
 Does not belong here: reading files and judging them (`metalayer.landing`).
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,10 +14,11 @@ from typing import Any
 
 import dagster as dg
 import psycopg2
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from metalayer.assets.resources import Warehouse, standing_warehouse
 from metalayer.automation.arrivals import Told, landing_events, said_of
-from metalayer.automation.retries import EARLIER_SECONDS, UNFINISHED, Asked
+from metalayer.automation.retries import EARLIER_SECONDS, Asked, fingerprint
 from metalayer.catalog import catalog
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.entries import Candidate
@@ -78,8 +78,7 @@ class Waiting:
     def fingerprint(self) -> str:
         """Differs when something else waits."""
         files = [(c.landed.name, c.landed.size, c.landed.mtime_ns) for c in self.candidates]
-        text = repr((sorted(files), self.rereads))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return fingerprint((sorted(files), self.rereads))
 
 
 def look(warehouse: Warehouse) -> Waiting:
@@ -154,7 +153,9 @@ def _ask_for_run(told: Told, waiting: Waiting) -> tuple[str, Told, list[dg.RunRe
 
 
 def _unfinished_run(instance: dg.DagsterInstance) -> str | None:
-    runs = instance.get_runs(dg.RunsFilter(job_name=TAKE_IN, statuses=list(UNFINISHED)), limit=1)
+    runs = instance.get_runs(
+        dg.RunsFilter(job_name=TAKE_IN, statuses=NOT_FINISHED_STATUSES), limit=1
+    )
     return runs[0].run_id if runs else None
 
 

@@ -6,25 +6,21 @@ and later, up to an hour.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import dagster as dg
-
-#: A run that somebody still works on, or is going to.
-UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 #: Dagster looks every five seconds whether a sensor is due, and what is due a moment later waits
 #: for the next look: an interval that is a little shorter is kept.
 EARLIER_SECONDS = 2
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 60.0, 3600.0
+
+
+def fingerprint(value: object) -> str:
+    """Differs when a value does, as `repr` shows it."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,7 @@ def up(
     def tell(line: str) -> None:
         say(f"{datetime.now().astimezone():%H:%M:%S} {line}")
 
-    def prepare(_warehouse: Any, _instance: Any) -> None:
+    def prepare() -> None:
         if demo:
             from metalayer.cli.demo import land_sample
 

@@ -11,16 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    BACKFILL_ID_TAG,
-    PARTITION_NAME_TAG,
-    SENSOR_NAME_TAG,
-)
+from dagster._core.storage.tags import BACKFILL_ID_TAG, SENSOR_NAME_TAG
 from sqlalchemy import Engine
 
 from metalayer.assets.headless import PROCESS_TAG
+from metalayer.assets.keys import range_of, tables_of
 from metalayer.warehouse.pool import transaction
 
 _Status = dg.DagsterRunStatus
@@ -48,7 +43,9 @@ class Activity:
         self._instance = instance
         self._since = datetime.now(UTC)
         self._told: dict[str, _Status] = {}
-        ((self._delivery,),) = self._ask("select coalesce(max(delivery_id), 0) from meta.ledger")
+        ((self._delivery,),) = self._ask(
+            "select coalesce(max(delivery_id), 0) from meta.deliveries"
+        )
 
     def news(self) -> Iterator[str]:
         """What has happened since the last call, a line each."""
@@ -58,7 +55,7 @@ class Activity:
     def _deliveries(self) -> Iterator[str]:
         for number, file, status, rows, rejected, reason, drift in self._ask(
             "select delivery_id, file, status, rows_read, rows_rejected, reason, drift "
-            "from meta.ledger where delivery_id > %s order by delivery_id",
+            "from meta.deliveries where delivery_id > %s order by delivery_id",
             self._delivery,
         ):
             self._delivery = number
@@ -102,20 +99,20 @@ class Activity:
 
 
 def _months(run: dg.DagsterRun) -> str:
-    first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
-    last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
-    if first is None:
+    ends = range_of(run.tags)
+    if ends is None:
         return ""
+    first, last = ends
     return f"{first}, " if first == last else f"{first} to {last}, "
 
 
 def _tables(run: dg.DagsterRun) -> str:
-    keys = sorted(".".join(key.path) for key in run.asset_selection or ())
-    if not keys and PROCESS_TAG in run.tags:
+    tables = sorted(tables_of(run))
+    if not tables and PROCESS_TAG in run.tags:
         return "a build by another command"
-    if not keys:
+    if not tables:
         return run.job_name if not run.job_name.startswith("__") else "all tables"
-    return keys[0] if len(keys) == 1 else f"{len(keys)} tables"
+    return tables[0] if len(tables) == 1 else f"{len(tables)} tables"
 
 
 def _asked_by(run: dg.DagsterRun) -> str:

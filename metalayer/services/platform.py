@@ -28,19 +28,18 @@ from types import FrameType
 from typing import Any
 
 from metalayer.dagster_home import dagster_environment
-from metalayer.definition_files import definitions_stamp
-from metalayer.errors import ConfigurationError, UsageError, WarehouseError
+from metalayer.errors import UsageError, WarehouseError
 from metalayer.services.child import Child, end_all, wait_until
+from metalayer.services.editing import DefinitionFiles
 from metalayer.services.news import News
 from metalayer.settings import ENV_PREFIX, Settings
-from metalayer.warehouse.server import WarehouseServer, warehouse_server
+from metalayer.warehouse.server import WarehouseServer, open_lock, warehouse_server
 
 Tell = Callable[[str], None]
 
 #: Everything is to be gone within ten seconds of the signal; PostgreSQL needs some of them.
 _PATIENCE_SECONDS = 5.0
 _START_SECONDS = 120.0
-_LOOK_SECONDS = 2.0
 #: All addresses of a machine -> one at which it reaches itself.
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 #: A process that dies is started again, but not if it did so this often within this time.
@@ -75,15 +74,8 @@ def only_one(settings: Settings) -> Iterator[Callable[[str], None]]:
     Raises:
         UsageError: when one runs, saying where.
     """
-    settings.home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     path = settings.home / "up.lock"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(
-            f"METALAYER_HOME={settings.home} cannot be written to: {error.strerror}",
-            "Set METALAYER_HOME to a folder you can write to.",
-        ) from None
+    handle = open_lock(settings, path.name)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,15 +142,12 @@ class Platform:
         self.tell = tell
         self._ending = False
         self._restarts: list[float] = []
-        self._looked = 0.0
-        self._stamp = self._seen = ""
-        self._trial: Child | None = None
 
-    def run(self, prepare: Callable[[Any, Any], None], ready: Callable[[], None]) -> None:
+    def run(self, prepare: Callable[[], None], ready: Callable[[], None]) -> None:
         """Start everything, say when it is ready, and keep it running until a signal ends it.
 
         Args:
-            prepare: Called with the warehouse and Dagster's instance once their tables are there.
+            prepare: Called once the tables of the warehouse and of Dagster are there.
             ready: Called once the web interface answers.
 
         Raises:
@@ -173,9 +162,9 @@ class Platform:
             sockets = Path(stack.enter_context(_private_folder()))
             server = stack.enter_context(warehouse_server(self.settings, self.tell))
             children = self._children(server, sockets / "code")
-            stack.callback(self._end, list(children.values()))
             code = children.pop("code server")
-            self._stamp = self._seen = definitions_stamp()
+            definitions = DefinitionFiles(code, self.tell)
+            stack.callback(lambda: self._end([code, *children.values(), *definitions.trials]))
             code.start()
             # Takes as long as the code server takes to load, beside it.
             from metalayer.assets.headless import dagster_instance
@@ -186,7 +175,7 @@ class Platform:
             warehouse = stack.enter_context(open_warehouse(self.settings, self.tell))
             instance = stack.enter_context(dagster_instance(self.settings, server.dagster_url))
             close_lost_runs(instance, launched=True)
-            prepare(warehouse, instance)
+            prepare()
             activity = Activity(warehouse.pool, instance)
             began = time.time()
             self._wait(code, lambda: _serves(sockets / "code"))
@@ -199,7 +188,9 @@ class Platform:
             ready()
             news = News(self.settings, activity.news, lambda: close_lost_runs(instance))
             self._watch(
-                [code, *children.values()],
+                code,
+                list(children.values()),
+                definitions,
                 news,
                 lambda: close_lost_runs(instance, launched=True),
             )
@@ -285,7 +276,14 @@ class Platform:
         except (urllib.error.URLError, OSError, ValueError):
             return False
 
-    def _watch(self, children: list[Child], news: News, close_runs: Callable[[], None]) -> None:
+    def _watch(
+        self,
+        code: Child,
+        others: list[Child],
+        definitions: DefinitionFiles,
+        news: News,
+        close_runs: Callable[[], None],
+    ) -> None:
         """Keep everything running, and say what goes on, until the end is wanted.
 
         Here nothing waits for PostgreSQL, so that a signal ends the platform whatever it does.
@@ -293,41 +291,20 @@ class Platform:
         news.start()
         while not self._ending:
             time.sleep(0.2)
-            for child in children:
+            for child in (code, *others):
                 if child.exit_code is not None:
                     self._restart(child)
-                    if child.name == "code server":
+                    if child is code:
                         # Its runs went with it.
                         news.before_next(close_runs)
                 child.rotate_log()
-            self._follow_definitions(children[0], news, close_runs)
+            if definitions.have_changed():
+                self.tell("contracts or SELECTs have changed: the code server is started anew")
+                end_all([code], _PATIENCE_SECONDS)
+                code.start()
+                news.before_next(close_runs)
             for line in news.heard():
                 self.tell(line)
-
-    def _follow_definitions(self, code: Child, news: News, close_runs: Callable[[], None]) -> None:
-        """Start the code server anew once contracts or SELECTs have changed, and can be loaded."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        stamp = definitions_stamp()
-        if self._trial is None and stamp not in (self._stamp, self._seen):
-            self._seen = stamp  # it may still be edited: once it stands still
-        elif self._trial is None and stamp != self._stamp:
-            self._stamp = stamp
-            self._trial = code.like("trial", [sys.executable, "-c", "import metalayer.definitions"])
-            self._trial.start()
-        elif self._trial is not None and self._trial.exit_code is not None:
-            trial, self._trial = self._trial, None
-            if trial.exit_code:
-                self.tell(
-                    "contracts or SELECTs have changed, but cannot be loaded; the earlier ones "
-                    f"stay in use: {trial.last_words}"
-                )
-                return
-            self.tell("contracts or SELECTs have changed: the code server is started anew")
-            end_all([code], _PATIENCE_SECONDS)
-            code.start()
-            news.before_next(close_runs)
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
@@ -343,7 +320,7 @@ class Platform:
 
     def _end(self, children: list[Child]) -> None:
         self.tell("ending")
-        end_all([*children, *([self._trial] if self._trial else [])], _PATIENCE_SECONDS)
+        end_all(children, _PATIENCE_SECONDS)
         self.tell("ended")
 
 

@@ -6,15 +6,10 @@ As long as a run counts as going on, its months wait for it. Does not belong her
 from __future__ import annotations
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from metalayer.assets.headless import PROCESS_TAG, is_alive
 
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 #: On every run that a code server was asked to execute.
 _LAUNCHED_TAG = ".dagster/grpc_info"
 
@@ -26,7 +21,7 @@ def close_lost_runs(instance: dg.DagsterInstance, *, launched: bool = False) -> 
         launched: Also every run that a code server was asked to execute: when it has ended, or
             before it starts.
     """
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         owner = run.tags.get(PROCESS_TAG)
         is_lost = not is_alive(owner) if owner else launched and _LAUNCHED_TAG in run.tags
         if is_lost:

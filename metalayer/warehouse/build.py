@@ -47,7 +47,7 @@ from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import confirm, publish
 from metalayer.warehouse.stage import Stage
 from metalayer.warehouse.staging import Staged, stage_months
-from metalayer.warehouse.state import State, load_state
+from metalayer.warehouse.state import Published, State, load_state
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,15 @@ def is_stale(job: TableJob, state: State, month: date) -> bool:
         or published.code_version != job.code_version
         or dict(published.inputs) != job.inputs(state, month)
     )
+
+
+def to_be_checked(job: TableJob, state: State) -> dict[date, Published]:
+    """The published months, up to date, whose blocking checks have not passed yet."""
+    return {
+        month: published
+        for month, published in state.published.get(job.spec.full_name, {}).items()
+        if not published.is_checked and not is_stale(job, state, month)
+    }
 
 
 def build_months(

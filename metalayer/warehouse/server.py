@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -88,19 +87,9 @@ class _Sharing:
 
     def __init__(self, settings: Settings, progress: Progress | None) -> None:
         self._progress = progress or (lambda _message: None)
-        home = settings.home
-        try:
-            # Personal data lies here. Root's server account must be able to pass through.
-            mode = 0o711 if os.geteuid() == 0 else 0o700
-            home.mkdir(mode=mode, parents=True, exist_ok=True)
-            # The gate is held while the server starts or stops, the other while it is used.
-            self._gate = _open(home / "postgres.gate")
-            self._users = _open(home / "postgres.users")
-        except OSError as error:
-            raise ConfigurationError(
-                f"METALAYER_HOME={home} cannot be written to: {error.strerror}",
-                "Set METALAYER_HOME to a folder you can write to.",
-            ) from None
+        # The gate is held while the server starts or stops, the other while it is used.
+        self._gate = open_lock(settings, "postgres.gate")
+        self._users = open_lock(settings, "postgres.users")
         self._cluster = Cluster(settings.pgdata, progress)
 
     def __enter__(self) -> Cluster:
@@ -149,8 +138,22 @@ class _Sharing:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def open_lock(settings: Settings, name: str) -> int:
+    """Open a file of the home that processes lock; the home is made if there is none yet.
+
+    Raises:
+        ConfigurationError: when the home cannot be written to.
+    """
+    try:
+        # Personal data lies here. Root's server account must be able to pass through.
+        mode = 0o711 if os.geteuid() == 0 else 0o700
+        settings.home.mkdir(mode=mode, parents=True, exist_ok=True)
+        return os.open(settings.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"METALAYER_HOME={settings.home} cannot be written to: {error.strerror}",
+            "Set METALAYER_HOME to a folder you can write to.",
+        ) from None
 
 
 @contextlib.contextmanager

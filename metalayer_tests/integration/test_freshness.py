@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from metalayer.assets.checks import DUE_CHECK, asset_key
+from metalayer.assets.checks import DUE_CHECK
+from metalayer.assets.keys import asset_key
 from metalayer.assets.resources import lent_to_runs
 from metalayer.automation.freshness import due_checks, lateness_sensor
 from metalayer.catalog import catalog

@@ -13,8 +13,8 @@ from dagster._serdes import serialize_value
 from sqlalchemy import Engine
 
 import metalayer.assets.tables
-from metalayer.assets.checks import asset_key
 from metalayer.assets.headless import BuildOutcome
+from metalayer.assets.keys import asset_key
 from metalayer.assets.showing import MOST_MONTHS, by_month, column_schema
 from metalayer.catalog import catalog
 from metalayer.warehouse.pool import connect_pool, transaction
