@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
+from metalayer_tests.e2e.asking import months_of
 from metalayer_tests.e2e.up import Up, platform, wait
 
-pytestmark = pytest.mark.xdist_group("up")
-
-ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 MONTHS = [f"2025-{number:02}" for number in range(1, 13)]
 ASSETS = [
     *(["bronze", "orders"], ["silver", "orders"], ["gold", "dim_customer"]),
@@ -55,14 +53,6 @@ def up(module_folder: Path) -> Iterator[Up]:
         yield running
 
 
-def land(up: Up, month: str, *rows: str) -> None:
-    path = up.landing / "erp" / f"orders_{month}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(ORDERS + "".join(f"{row}\n" for row in rows))
-    aside.rename(path)
-
-
 def good(month: str) -> str:
     return f"{int(month[-2:])},1,P00001,{month}-05,1,5.00,5.00,PAID"
 
@@ -85,10 +75,7 @@ def backfill(up: Up, months: list[str]) -> list[dict[str, Any]]:
     wait(is_over, 150, up)
     runs = []
     for run in found["runs"]:
-        tags = {tag["key"]: tag["value"] for tag in run["tags"]}
-        one = tags.get("dagster/partition")
-        first = tags.get("dagster/asset_partition_range_start", one)
-        last = tags.get("dagster/asset_partition_range_end", one)
+        first, last = months_of({tag["key"]: tag["value"] for tag in run["tags"]})
         tables = [".".join(key["path"]) for key in run["assetSelection"]]
         runs.append({**run, "first": first, "last": last, "tables": tables})
     return runs
@@ -108,7 +95,7 @@ def test_a_year_is_one_run_a_failed_month_keeps_the_others_and_a_retry_does_the_
             if month != "2025-05"
             else [f"{n},1,P00001,{month}-05,0,5.00,5.00,LOST" for n in range(100, 130)]
         )
-        land(up, month, *rows)
+        up.land_orders(f"orders_{month}.csv", *rows)
     wait(lambda: up.ask("select count(*) from meta.ledger") == [(12,)], 60, up)
     runs = {tuple(sorted(r["tables"])): r for r in backfill(up, MONTHS)}
     run = next(r for tables, r in runs.items() if "silver.orders" in tables)
@@ -124,7 +111,7 @@ def test_a_year_is_one_run_a_failed_month_keeps_the_others_and_a_retry_does_the_
     assert "silver.orders 2025-05 was not published" in said
     assert "quantity" in said
 
-    land(up, "2025-05", good("2025-05"))
+    up.land_orders("orders_2025-05.csv", good("2025-05"))
     loaded = (
         "select count(*) from meta.ledger where status = 'loaded' and file like '%%2025-05.csv'"
     )

@@ -14,9 +14,6 @@ import pytest
 
 from metalayer_tests.e2e.up import Up, platform, wait
 
-pytestmark = pytest.mark.xdist_group("up")
-
-ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 _SECONDS_A_LANDING = 3.0
 #: Fewer landings than this are over before what a process keeps for good has been loaded.
 _ENOUGH_TO_WARM_UP = 100
@@ -42,20 +39,15 @@ def test_landings_are_loaded_once_and_memory_stays_flat(
     landings = int(pytestconfig.getoption("--soak"))
     with platform(server_folder / "home") as up:
         assert up.url
-        folder = up.landing / "erp"
-        folder.mkdir(parents=True)
         warm: dict[str, int] = {}
         began = time.monotonic()
         for number in range(landings):
             month = number % 6 + 1
-            rows = "".join(
-                f"{number * 10 + n},1,P00001,2025-{month:02}-{n + 1:02},1,5.00,5.00,PAID\n"
+            rows = [
+                f"{number * 10 + n},1,P00001,2025-{month:02}-{n + 1:02},1,5.00,5.00,PAID"
                 for n in range(10)
-            )
-            path = folder / f"orders_{number}.csv"
-            aside = path.with_name(f"{path.name}.part")
-            aside.write_text(ORDERS + rows)
-            aside.rename(path)
+            ]
+            up.land_orders(f"orders_{number}.csv", *rows)
             if number == landings // 4:
                 warm = memory(up)
             time.sleep(max(0.0, began + (number + 1) * _SECONDS_A_LANDING - time.monotonic()))

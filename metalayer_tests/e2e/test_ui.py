@@ -30,11 +30,10 @@ from metalayer_tests.e2e.asking import (
     runs,
     verdict,
 )
-from metalayer_tests.e2e.up import Up, browser, keep_logs, picture, platform, wait
+from metalayer_tests.e2e.up import ORDERS, Up, browser, keep_logs, picture, platform, wait
 
 SAMPLE = {f"2025-{month:02}" for month in range(1, 7)}
 YEAR = {f"2025-{month:02}" for month in range(1, 13)}
-ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
 CUSTOMERS = (
     "customer_id,first_name,last_name,email,phone,city,state,zip,dob,created_at,updated_at\n"
@@ -61,15 +60,6 @@ def sample(up: Up) -> Up:
 
 
 # --- what a person does -------------------------------------------------------------------------
-
-
-def land(up: Up, name: str, text: str) -> None:
-    """Export a file into the landing zone, the way that exports should: aside, then renamed."""
-    path = up.landing / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(text)
-    aside.rename(path)
 
 
 def keep_looking(page: Page, what: Locator, seconds: float) -> None:
@@ -289,7 +279,7 @@ def test_a_rejected_file_shows_with_its_reason(sample: Up) -> None:
     name = "erp/orders_2025-06_without_status.csv"
     header = ORDERS.replace(",status", "")
     began = time.time()
-    land(sample, name, f"{header}3100000,10001,P00226,2025-06-03,2,5.00,10.00\n")
+    sample.land(name, f"{header}3100000,10001,P00226,2025-06-03,2,5.00,10.00\n")
     with browser(sample.url) as page:
         page.goto("/assets/landing/erp/orders?view=checks&checkDetail=files_accepted")
         reason = page.get_by_text("orders_2025-06_without_status.csv has no column status")
@@ -318,23 +308,20 @@ def test_four_files_of_a_month_make_that_month_and_what_depends_on_it(sample: Up
         page.goto("/assets/gold/fact_orders?view=partitions")
         assert is_green(page, "2025-06")
         assert not is_green(page, "2025-07")
-        land(
-            sample,
+        sample.land(
             "crm/customers_2025-07.csv",
             f"{CUSTOMERS}99001,Nora,Newcomer,{nora},704-555-0143,Austin,TX,73301,1990-02-03,"
             "2025-07-02 08:00:00,2025-07-02 08:00:00\n",
         )
-        land(
-            sample,
+        sample.land(
             "crm/crm_customers_2025-07.csv",
             f"{snapshot}\n99001,Nora Newcomer,{nora},South\n",
         )
-        land(
-            sample,
+        sample.land(
             "erp/orders_2025-07.csv",
             f"{ORDERS}2000001,99001,P00226,2025-07-03,2,5.00,10.00,PAID\n",
         )
-        land(sample, "erp/erp_sales_2025-07.csv", f"{SALES}9000001,226,99001,2,2025-07-04,10.00\n")
+        sample.land("erp/erp_sales_2025-07.csv", f"{SALES}9000001,226,99001,2,2025-07-04,10.00\n")
         landed = time.monotonic()
         while not is_green(page, "2025-07"):
             assert time.monotonic() - landed < 90, sample.said
@@ -360,7 +347,7 @@ def test_a_failed_contract_shows_the_rule_and_the_file_corrected_is_green(sample
     wait(lambda: not sample.unfinished_runs(), 60, sample)
     before, runs_before = sample.materialized(), runs(sample)
     rows = [f"{3000000 + n},10001,P00226,{month}-{n % 28 + 1:02},2,5.00,10.00" for n in range(40)]
-    land(sample, f"erp/orders_{month}.csv", ORDERS + "".join(f"{row},LOST\n" for row in rows))
+    sample.land_orders(f"orders_{month}.csv", *(f"{row},LOST" for row in rows))
 
     def failed() -> list[str]:
         return [
@@ -394,7 +381,7 @@ def test_a_failed_contract_shows_the_rule_and_the_file_corrected_is_green(sample
             for table in failed_months(sample)
         )
 
-        land(sample, f"erp/orders_{month}.csv", ORDERS + "".join(f"{row},PAID\n" for row in rows))
+        sample.land_orders(f"orders_{month}.csv", *(f"{row},PAID" for row in rows))
         facts = "select count(*) from gold.fact_orders where order_date >= %s"
         wait(lambda: sample.ask(facts, f"{month}-01") == [(40,)], 120, sample)
         wait(lambda: not sample.unfinished_runs(), 90, sample)

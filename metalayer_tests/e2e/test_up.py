@@ -18,10 +18,6 @@ import pytest
 from metalayer.settings import PROJECT_ROOT
 from metalayer_tests.e2e.up import Up, platform, wait
 
-pytestmark = pytest.mark.xdist_group("up")
-
-ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
-
 
 @pytest.fixture
 def up(server_folder: Path) -> Iterator[Up]:
@@ -49,14 +45,6 @@ def service(up: Up, word: str) -> psutil.Process:
     return found
 
 
-def land(up: Up, name: str, *rows: str) -> None:
-    path = up.landing / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(ORDERS + "".join(f"{row}\n" for row in rows))
-    aside.rename(path)
-
-
 def loaded(up: Up, month: str) -> bool:
     return bool(
         up.ask(
@@ -74,8 +62,8 @@ def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Si
     for word in ("code_server", "dagster_webserver", "services.daemon"):
         assert any(word in name for name in names)
     # A run is going on, too.
-    land(
-        up, "erp/orders_2025-01.csv", *(f"{n},1,P00001,2025-01-05,1,5.00,5.00,PAID" for n in (1, 2))
+    up.land_orders(
+        "orders_2025-01.csv", *(f"{n},1,P00001,2025-01-05,1,5.00,5.00,PAID" for n in (1, 2))
     )
     wait(lambda: any("started" in line for line in up.lines), 60, up)
     family = [*family, *up.family()]
@@ -127,7 +115,7 @@ def test_what_is_killed_is_started_again_and_nothing_is_lost(
     lasting: Up, word: str, month: str
 ) -> None:
     victim = service(lasting, word)
-    land(lasting, f"erp/orders_{month}.csv", f"{month[-1]},1,P00001,{month}-05,1,5.00,5.00,PAID")
+    lasting.land_orders(f"orders_{month}.csv", f"{month[-1]},1,P00001,{month}-05,1,5.00,5.00,PAID")
     # In the middle of a run, which goes with the code server and has to be started again.
     wait(lambda: any(f"started: {month}" in line for line in lasting.lines), 60, lasting)
     victim.send_signal(signal.SIGKILL)
@@ -140,7 +128,7 @@ def test_what_is_killed_is_started_again_and_nothing_is_lost(
 def test_a_killed_postgresql_comes_back(lasting: Up) -> None:
     postmaster = int((lasting.home / "postgres" / "postmaster.pid").read_text().split()[0])
     os.kill(postmaster, signal.SIGKILL)
-    land(lasting, "erp/orders_2025-05.csv", "5,1,P00001,2025-05-05,1,5.00,5.00,PAID")
+    lasting.land_orders("orders_2025-05.csv", "5,1,P00001,2025-05-05,1,5.00,5.00,PAID")
     wait(lambda: loaded(lasting, "2025-05"), 150, lasting)
 
 
@@ -164,7 +152,7 @@ def test_a_select_that_changes_is_taken_up(server_folder: Path) -> None:
     shutil.copyfile(PROJECT_ROOT / "dagster.yaml", project / "dagster.yaml")
     with platform(server_folder / "home", PYTHONPATH=str(project)) as up:
         assert up.url
-        land(up, "erp/orders_2025-01.csv", "1,1,P00001,2025-01-05,1,5.00,5.00,PAID")
+        up.land_orders("orders_2025-01.csv", "1,1,P00001,2025-01-05,1,5.00,5.00,PAID")
         wait(lambda: loaded(up, "2025-01"), 60, up)
         select = project / "sql" / "silver" / "orders.sql"
         text = select.read_text()
@@ -172,7 +160,7 @@ def test_a_select_that_changes_is_taken_up(server_folder: Path) -> None:
         wait(lambda: "cannot be loaded" in up.said, 60, up)
         select.write_text(text + "\n-- the same\n")
         wait(lambda: "started anew" in up.said, 60, up)
-        land(up, "erp/orders_2025-02.csv", "2,1,P00001,2025-02-05,1,5.00,5.00,PAID")
+        up.land_orders("orders_2025-02.csv", "2,1,P00001,2025-02-05,1,5.00,5.00,PAID")
         wait(lambda: loaded(up, "2025-02"), 90, up)
 
 
@@ -181,7 +169,7 @@ def test_all_killed_at_once_the_next_start_finishes_the_work(server_folder: Path
     with platform(home) as up:
         assert up.url
         rows = (f"{n},1,P00001,2025-{n % 12 + 1:02}-05,1,5.00,5.00,PAID" for n in range(1, 200))
-        land(up, "erp/orders_2025.csv", *rows)
+        up.land_orders("orders_2025.csv", *rows)
         wait(lambda: any("started" in line for line in up.lines), 60, up)
         for process in up.family():
             # One may have ended with another before.
@@ -215,7 +203,7 @@ def test_it_runs_on_a_server_of_ones_own(
 
 
 def test_other_commands_work_beside_it(lasting: Up) -> None:
-    land(lasting, "erp/orders_2025-06.csv", "6,1,P00001,2025-06-05,1,5.00,5.00,PAID")
+    lasting.land_orders("orders_2025-06.csv", "6,1,P00001,2025-06-05,1,5.00,5.00,PAID")
     wait(lambda: loaded(lasting, "2025-06"), 60, lasting)
     said = lasting.run("status", "--json")
     assert said.returncode == 0, said.stderr

@@ -31,6 +31,8 @@ from metalayer.warehouse.server import WAREHOUSE_DATABASE
 
 #: Screenshots and logs of the last run, kept by CI.
 ARTIFACTS = PROJECT_ROOT / "artifacts"
+#: Head of an export of orders.
+ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 READY = "MetaLayer is up: "
 
 
@@ -97,6 +99,18 @@ class Up:
             check=False,
             timeout=120,
         )
+
+    def land(self, name: str, text: str) -> None:
+        """Export a file into the landing zone, the way that exports should: aside, then renamed."""
+        path = self.landing / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.part")
+        aside.write_text(text)
+        aside.rename(path)
+
+    def land_orders(self, name: str, *rows: str) -> None:
+        """The same with the rows of an export of orders."""
+        self.land(f"erp/{name}", ORDERS + "".join(f"{row}\n" for row in rows))
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> float:
         """End it, and wait; returns the seconds it took."""

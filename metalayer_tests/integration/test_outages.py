@@ -29,6 +29,11 @@ CUSTOMERS = (
 CUSTOMER = "7,Ada,Berg,ada@example.org,,Aarhus,DK,8000,1990-01-01,2025-01-01,2025-01-03\n"
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
+#: What is published; the data version of a bronze month names deliveries by number.
+PUBLISHED = (
+    "select table_name, month, case when starts_with(table_name, 'bronze.') then null "
+    "else data_version end, rows, rows_read from meta.versions where is_current order by 1, 2"
+)
 
 
 def order(number: int, day: str) -> str:
@@ -67,11 +72,7 @@ def test_dropped_connections_are_named_and_the_next_build_finishes(
         for name, content in files.items():
             platform.land(name, content)
         assert platform.build(*tables).succeeded
-        current = (
-            "select table_name, month, case when table_name not like 'bronze.%%' then data_version "
-            "end, rows, rows_read from meta.versions where is_current order by 1, 2"
-        )
-        assert ground.ask(current.replace("%%", "%")) == platform.ask(current)
+        assert ground.ask(PUBLISHED) == platform.ask(PUBLISHED)
         assert ground.ask(UNBALANCED) == []
         assert ground.ask(LEFTOVERS) == []
 
@@ -160,11 +161,7 @@ def test_two_builds_at_once_share_the_work(server_folder: Path, platform: Platfo
         for name, content in files.items():
             platform.land(name, content)
         assert platform.build(*tables).succeeded
-        current = (
-            "select table_name, month, case when table_name not like 'bronze.%%' then data_version "
-            "end, rows, rows_read from meta.versions where is_current order by 1, 2"
-        )
-        assert ground.ask(current.replace("%%", "%")) == platform.ask(current)
+        assert ground.ask(PUBLISHED) == platform.ask(PUBLISHED)
         # Whoever came second to a month found it current.
         assert ground.ask("select distinct version from meta.versions") == [(1,)]
         assert ground.ask("select count(*) from meta.deliveries") == [(3,)]
