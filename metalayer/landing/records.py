@@ -5,6 +5,7 @@ record means is judge.py's; a closer look at the quotes of a few lines is quotes
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from importlib.resources import files
@@ -34,6 +35,10 @@ _MEMORY_BYTES_FOR_LONG_ROWS = 2 * 1024 * 1024 * 1024
 _BATCH_ROWS = 2048
 """DuckDB takes so many rows at a time, and holds a few copies of them."""
 _LONG_BATCH_BYTES = 20 * 1024 * 1024
+
+_SMALL_BYTES = 1024 * 1024
+"""A file of so many bytes is worth no database of its own."""
+_of_thread = threading.local()
 
 _Configuration = dict[str, str | bool | int | float | list[str]]
 _NO_DELIMITER = ESCAPE + "x"
@@ -69,19 +74,19 @@ class Records:
         self._header = header
         self._shape = shape
         self._judge = Judge(header, shape, fallback_month, facts.has_quotes, facts.has_escapes)
-        self._database = duckdb.connect(config=self._configuration())
-        self._run(files("metalayer.landing").joinpath("macros.sql").read_text(encoding="utf-8"))
-
-    def _configuration(self) -> _Configuration:
         text_bytes = self._lines_path.stat().st_size
         self._row_bytes = text_bytes // (self._facts.line_count + 1) + 1
+        if text_bytes <= _SMALL_BYTES:
+            self._database = _database_for_small_files().cursor()
+        else:
+            self._database = _database(self._configuration(text_bytes))
+
+    def _configuration(self, text_bytes: int) -> _Configuration:
         batch_bytes = min(self._row_bytes * _BATCH_ROWS, text_bytes)
         memory = min(_MEMORY_BYTES + 8 * batch_bytes, _MEMORY_BYTES_FOR_LONG_ROWS)
         configuration: _Configuration = {
             "memory_limit": f"{memory} bytes",
             "temp_directory": str(self._folder / "spill"),
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
         }
         if batch_bytes > _LONG_BATCH_BYTES:
             configuration["threads"] = 1  # each would hold batches of its own
@@ -230,6 +235,33 @@ class Records:
             f"from {lines}"
         )
         self._run(f"insert into record {self._judge.select(source, after_line=0)}")
+
+
+def _database(configuration: _Configuration) -> duckdb.DuckDBPyConnection:
+    """A database of its own that knows the grammar."""
+    database = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            **configuration,
+        }
+    )
+    database.execute(files("metalayer.landing").joinpath("macros.sql").read_text(encoding="utf-8"))
+    return database
+
+
+def _database_for_small_files() -> duckdb.DuckDBPyConnection:
+    """The one of this thread: to make one takes longer than to read a small file.
+
+    Each file works in a cursor, whose temporary tables leave with it. Nothing spills.
+    """
+    known: duckdb.DuckDBPyConnection | None = getattr(_of_thread, "database", None)
+    if known is None:
+        known = _database(
+            {"memory_limit": f"{_MEMORY_BYTES} bytes", "temp_directory": "", "threads": 1}
+        )
+        _of_thread.database = known
+    return known
 
 
 def _read_lines(path: Path, longest: int) -> str:
