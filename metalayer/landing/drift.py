@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from metalayer.contracts.contract import bronze_spec
 from metalayer.errors import LandingError
+from metalayer.landing.engine import open_memory
 from metalayer.landing.header import MissingColumns, canonical
 from metalayer.landing.renames import (
     Rename,
@@ -98,7 +97,7 @@ def drift(terms: Terms, now: Columns, before: Columns | None) -> Drift:
 
 def explained(refusal: MissingColumns, before: Columns | None) -> LandingError:
     """The refusal of a file without a required column, naming the column it likely is now."""
-    with duckdb.connect() as memory:
+    with open_memory() as memory:
         likely = likely_renames(
             compared(
                 new,
@@ -135,7 +134,7 @@ def _kept(terms: Terms, extra: Iterable[str], new: Iterable[str]) -> tuple[str, 
 def _renamed(
     new: Iterable[str], vanished: Iterable[str], rows: Path, rows_before: Path
 ) -> list[Rename]:
-    with duckdb.connect() as memory:
+    with open_memory() as memory:
         return likely_renames(
             compared(name, old, values_in_extra(memory, name, rows, old, rows_before))
             for old in vanished

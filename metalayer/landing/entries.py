@@ -16,11 +16,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from psycopg2.extras import execute_values
 
 from metalayer.errors import LandingError
 from metalayer.landing.copy import quoted
+from metalayer.landing.engine import open_memory
 from metalayer.landing.files import LandedFile
 from metalayer.landing.parsed import parsed_deliveries
 from metalayer.landing.reader import Parsed
@@ -245,7 +245,7 @@ class Entries:
         self._clear_quarantine(delivery)
         rows, rejects = parsed_paths(self.settings.parsed_dir, self.terms.shape, sha256, month)
         if parsed.rows_rejected:
-            with duckdb.connect() as memory:
+            with open_memory() as memory:
                 unreadable = f"read_parquet('{quoted(rejects)}')"
                 file_rejects(
                     cursor,

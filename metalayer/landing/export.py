@@ -17,6 +17,7 @@ from psycopg2 import sql
 
 from metalayer.errors import UsageError
 from metalayer.landing.copy import quoted
+from metalayer.landing.engine import open_memory
 from metalayer.landing.judge import identifier
 from metalayer.landing.quarantined import field, landed_columns, load_quarantined
 from metalayer.settings import Settings
@@ -63,7 +64,7 @@ def export_quarantined(
         raise UsageError(
             f"{path} is there already", "Name another file, or move it away if it is done with"
         )
-    with duckdb.connect() as memory, connection.cursor() as cursor:
+    with open_memory() as memory, connection.cursor() as cursor:
         load_quarantined(connection, settings, memory, condition)
         cursor.execute(
             sql.SQL(

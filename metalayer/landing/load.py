@@ -13,6 +13,7 @@ import duckdb
 from psycopg2 import sql
 
 from metalayer.landing.copy import copy_from_duckdb, quoted
+from metalayer.landing.engine import open_memory
 from metalayer.landing.parsed import parsed_deliveries
 from metalayer.landing.reader import SourceShape
 from metalayer.settings import Settings
@@ -31,7 +32,7 @@ def fill_bronze(
     deliveries = parsed_deliveries(cursor, shape, settings, since=start, until=end)
     if not deliveries:
         return
-    with duckdb.connect(config={"threads": 1}) as memory:
+    with open_memory({"threads": 1}) as memory:
         memory.execute("create temp table live (delivery_id bigint, path varchar)")
         memory.executemany(
             "insert into live values (?, ?)", [(d, str(p)) for d, p in deliveries.items()]

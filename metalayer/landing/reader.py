@@ -71,7 +71,7 @@ def parse(
 ) -> Parsed:
     """Read one landed file.
 
-    `rows_out` gets one row per good record, sorted by month and `_line`: each landed column as text
+    `rows_out` gets one row per good record, in no order that counts: each landed column as text
     (NULL where empty or missing), `_extra` (a JSON object of the unknown columns that are not
     empty, or NULL), `_line` (bigint, the physical line the record begins on), `month` (date, its
     first day) and `_key` (its parts in canonical text, joined by U+001F; NULL if one is none of its

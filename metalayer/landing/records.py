@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 
 from metalayer.errors import LandingError
+from metalayer.landing.engine import Configuration, open_memory
 from metalayer.landing.header import Header
 from metalayer.landing.judge import (
     END,
@@ -28,8 +29,8 @@ from metalayer.landing.judge import (
 from metalayer.landing.normalise import ESCAPE, Normalised, clean_lines
 from metalayer.landing.quotes import Joiner, Repaired, settle_alone
 
-_MEMORY_BYTES = 512 * 1024 * 1024
-"""What DuckDB keeps in memory at most; the rest spills."""
+_MEMORY_BYTES = 320 * 1024 * 1024
+"""What DuckDB keeps of a file in memory at most; the rest spills. Some files are read at once."""
 _MEMORY_BYTES_FOR_LONG_ROWS = 2 * 1024 * 1024 * 1024
 """The same where rows of 10 kB and more are the rule."""
 _BATCH_ROWS = 2048
@@ -40,11 +41,10 @@ _SMALL_BYTES = 1024 * 1024
 """A file of so many bytes is worth no database of its own."""
 _of_thread = threading.local()
 
-_Configuration = dict[str, str | bool | int | float | list[str]]
 _NO_DELIMITER = ESCAPE + "x"
 _FIELD_END = ESCAPE + "f"
 _ROW_GROUP_ROWS = 122_880
-_ROW_GROUP_BYTES = 64 * 1024 * 1024
+_ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
 class Records:
@@ -81,10 +81,10 @@ class Records:
         else:
             self._database = _database(self._configuration(text_bytes))
 
-    def _configuration(self, text_bytes: int) -> _Configuration:
+    def _configuration(self, text_bytes: int) -> Configuration:
         batch_bytes = min(self._row_bytes * _BATCH_ROWS, text_bytes)
         memory = min(_MEMORY_BYTES + 8 * batch_bytes, _MEMORY_BYTES_FOR_LONG_ROWS)
-        configuration: _Configuration = {
+        configuration: Configuration = {
             "memory_limit": f"{memory} bytes",
             "temp_directory": str(self._folder / "spill"),
         }
@@ -134,8 +134,7 @@ class Records:
             for number, column in enumerate(self._shape.columns, start=1)
         )
         self._copy(
-            f"select {columns}, _extra, _line, month, _key from record "
-            "where rule is null order by month, _line",
+            f"select {columns}, _extra, _line, month, _key from record where rule is null",
             rows_path,
         )
         self._copy(
@@ -237,15 +236,9 @@ class Records:
         self._run(f"insert into record {self._judge.select(source, after_line=0)}")
 
 
-def _database(configuration: _Configuration) -> duckdb.DuckDBPyConnection:
+def _database(configuration: Configuration) -> duckdb.DuckDBPyConnection:
     """A database of its own that knows the grammar."""
-    database = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            **configuration,
-        }
-    )
+    database = open_memory(configuration)
     database.execute(files("metalayer.landing").joinpath("macros.sql").read_text(encoding="utf-8"))
     return database
 

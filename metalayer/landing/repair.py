@@ -24,6 +24,7 @@ from psycopg2 import sql
 from metalayer.contracts.contract import SourceSpec, TableSpec
 from metalayer.errors import LandingError, UsageError
 from metalayer.landing.copy import copy_to_duckdb, quoted
+from metalayer.landing.engine import open_memory
 from metalayer.landing.export import FIRST, LAST
 from metalayer.landing.files import land, match_source
 from metalayer.landing.judge import identifier
@@ -73,7 +74,7 @@ def land_repair(
     if not path.is_file():
         raise UsageError(f"{path} is no file", "Write one with `metalayer rejects --export FILE`")
     with (
-        duckdb.connect() as memory,
+        open_memory() as memory,
         connection.cursor() as cursor,
         tempfile.TemporaryDirectory(prefix="metalayer-") as folder,
     ):

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import duckdb
-
 from metalayer.contracts.contract import REJECTS_ALWAYS_TOLERATED
 from metalayer.landing.drift import Drift
+from metalayer.landing.engine import open_memory
 from metalayer.landing.entries import Candidate
 from metalayer.landing.reader import Parsed
 from metalayer.landing.shape import REPAIRS_COLUMN, Terms, parsed_paths
@@ -67,7 +66,7 @@ def _too_many_rejects(
     _, rejects = parsed_paths(
         settings.parsed_dir, candidate.terms.shape, candidate.sha256, candidate.month
     )
-    with duckdb.connect() as memory:
+    with open_memory() as memory:
         rules = memory.execute(
             "select concat_ws(' ', \"column\", rule), count(*) from read_parquet(?) "
             "group by 1 order by 2 desc, 1 limit 3",

@@ -45,7 +45,7 @@ def parse_bytes(tmp_path: Path) -> Iterator[ParseBytes]:
     with duckdb.connect() as connection:
 
         def table(path: Path) -> list[Row]:
-            found = connection.execute("select * from read_parquet(?)", [str(path)])
+            found = connection.execute("select * from read_parquet(?) order by _line", [str(path)])
             names = [column[0] for column in found.description]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
