@@ -267,10 +267,14 @@ def month_column(meaning: str, **options: Any) -> Any:
     return column(meaning, role="month", **options)
 
 
-def row_rule(meaning: str) -> Callable[[Callable[..., pl.Expr]], Any]:
+def row_rule(meaning: str, doubt: str | None = None) -> Callable[[Callable[..., pl.Expr]], Any]:
     """Declare a rule across columns: a classmethod-like function returning a boolean expression.
 
     The expression must be true (or null) for every row that keeps the contract.
+
+    Args:
+        doubt: A condition in PostgreSQL's SQL that every row meets which breaks the rule. With it
+            only such rows are read back to be judged; without it all are.
     """
 
     def declare(expression: Callable[..., pl.Expr]) -> Any:
@@ -279,7 +283,9 @@ def row_rule(meaning: str) -> Callable[[Callable[..., pl.Expr]], Any]:
             return frame.select(expression(cls).fill_null(True))
 
         holds.__name__ = expression.__name__
-        return pa.dataframe_check(holds, name=meaning, error=meaning, description=meaning)
+        return pa.dataframe_check(
+            holds, name=meaning, error=meaning, description=meaning, statistics={"doubt": doubt}
+        )
 
     return declare
 

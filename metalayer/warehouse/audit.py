@@ -10,7 +10,7 @@ Does not belong here: how a table is filled, or what happens to a month that fai
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -29,6 +29,7 @@ from metalayer.warehouse.quarantine import (
     take_out,
 )
 from metalayer.warehouse.stage import Stage
+from metalayer.warehouse.survey import Tally, survey
 from metalayer.warehouse.violations import LEAF, bad_rows, is_failed_cast
 
 _EXAMPLES = 10
@@ -41,14 +42,14 @@ class MonthAudit:
     """The verdict on one staged month.
 
     Attributes:
-        rows: Rows that keep the contract.
+        tally: The rows that keep the contract.
         quarantined: Rows that do not.
         rules: (column, rule) -> rows that break it.
         problem: Why the month must not be published, or None. The first line says it; others may
             show examples.
     """
 
-    rows: int = 0
+    tally: Tally = field(default_factory=Tally)
     quarantined: int = 0
     rules: Counter[tuple[str | None, str]] = field(default_factory=Counter)
     problem: str | None = None
@@ -63,13 +64,15 @@ def audit_stage(cursor: Any, stage: Stage) -> dict[date, MonthAudit]:
     """
     open_quarantine(cursor)
     audits = {month: MonthAudit() for month in stage.leaves}
-    for bad in bad_rows(cursor, stage):
+    found = survey(cursor, stage)
+    suspects = {leaf: rows[True].rows for leaf, rows in found.items() if True in rows}
+    for bad in bad_rows(cursor, stage, suspects):
         _count_rules(audits, stage, bad)
         note(cursor, bad)
-    outside = quarantine_outside(cursor, stage)
+    outside = quarantine_outside(cursor, stage) if stage.outside in found else 0
     take_out(cursor, stage)
-    for month in stage.leaves:
-        _enforce_key(cursor, stage, month, audits[month])
+    repeating = _enforce_keys(cursor, stage, audits)
+    _tally(cursor, stage, audits, found, repeating)
     if outside and not stage.spec.has_provenance:
         # Nothing tells which month such a row was made for, so none of them can be trusted.
         for audit in audits.values():
@@ -97,7 +100,7 @@ def judge(
     for month, audit in audits.items():
         limit = _limit_passed(audit, spec, published.get(month, 0))
         if audit.problem is None and limit is not None:
-            total = audit.rows + audit.quarantined
+            total = audit.tally.rows + audit.quarantined
             told = "; ".join(
                 f"{name or 'row'} {rule}: {count:,} rows"
                 for (name, rule), count in audit.rules.most_common(_RULES)
@@ -112,12 +115,12 @@ def judge(
 
 def _limit_passed(audit: MonthAudit, spec: TableSpec, rows_published: int) -> str | None:
     """The limit that the rejected rows of a month are past, in words."""
-    total = audit.rows + audit.quarantined
+    total = audit.tally.rows + audit.quarantined
     if spec.max_rejects is not None and audit.quarantined > spec.max_rejects:
         return f"limit {spec.max_rejects:,} rows"
     if audit.quarantined > max(REJECTS_ALWAYS_TOLERATED, spec.max_reject_rate * total):
         return f"limit {spec.max_reject_rate * 100:g}%"
-    if rows_published and audit.quarantined and not audit.rows:
+    if rows_published and audit.quarantined and not audit.tally.rows:
         return f"{rows_published:,} rows are published"
     return None
 
@@ -163,24 +166,65 @@ def _count_rules(audits: Mapping[date, MonthAudit], stage: Stage, bad: pl.DataFr
             audits[months[leaf]].rules[(name, rule)] += count
 
 
-def _enforce_key(cursor: Any, stage: Stage, month: date, audit: MonthAudit) -> None:
-    """Give the leaf its unique index; where keys repeat, all but the last row are quarantined."""
-    leaf, key = stage.leaf(month), identifiers(stage.spec.key)
-    create = sql.SQL("create unique index on {} ({})").format(leaf, key)
-    cursor.execute("savepoint before_index")
+def _enforce_keys(cursor: Any, stage: Stage, audits: Mapping[date, MonthAudit]) -> set[date]:
+    """Give each leaf its unique index; the months in which keys repeated, and do not any more."""
+    key = identifiers(stage.spec.key)
+    create = {
+        month: sql.SQL("create unique index on {} ({})").format(stage.leaf(month), key)
+        for month in stage.leaves
+    }
     try:
-        cursor.execute(create)
+        _try(cursor, sql.SQL("; ").join(create.values()))
     except psycopg2.errors.UniqueViolation:
-        cursor.execute("rollback to savepoint before_index")
-        repeated = quarantine_duplicates(cursor, stage, month)
-        audit.rules[(", ".join(stage.spec.key), "must be unique")] += repeated
-        cursor.execute(create)
-    cursor.execute("release savepoint before_index")
-    cursor.execute(
-        sql.SQL(
-            "select (select count(*) from {}), "
-            "(select count(*) from staged_quarantine where leaf = %s or month = %s)"
-        ).format(leaf),
-        (stage.leaves[month], month),
-    )
-    audit.rows, audit.quarantined = cursor.fetchone()
+        pass  # one month at a time, to see which
+    else:
+        return set()
+    repeating = set()
+    for month, statement in create.items():
+        try:
+            _try(cursor, statement)
+        except psycopg2.errors.UniqueViolation:
+            repeating.add(month)
+            repeated = quarantine_duplicates(cursor, stage, month)
+            audits[month].rules[(", ".join(stage.spec.key), "must be unique")] += repeated
+            cursor.execute(statement)
+    return repeating
+
+
+def _try(cursor: Any, statement: sql.Composable) -> None:
+    """Execute what may fail, and then leaves the transaction as it was."""
+    cursor.execute("savepoint before")
+    try:
+        cursor.execute(statement)
+    except psycopg2.errors.UniqueViolation:
+        cursor.execute("rollback to savepoint before; release savepoint before")
+        raise
+    cursor.execute("release savepoint before")
+
+
+def _tally(
+    cursor: Any,
+    stage: Stage,
+    audits: Mapping[date, MonthAudit],
+    found: Mapping[str, Mapping[bool, Tally]],
+    repeating: Collection[date],
+) -> None:
+    """Note what is left of each month, and how much of it was quarantined.
+
+    Only what may have changed since `found` is read again: suspects, and months with repeated keys.
+    """
+    suspected = [leaf for leaf in stage.leaves.values() if True in found.get(leaf, {})]
+    cleared = survey(cursor, stage, suspected, only_suspects=True) if suspected else {}
+    again = [stage.leaves[month] for month in repeating]
+    whole = survey(cursor, stage, again) if again else {}
+    cursor.execute("select leaf, month, count(*) from staged_quarantine group by leaf, month")
+    quarantined = cursor.fetchall()
+    for month, audit in audits.items():
+        leaf = stage.leaves[month]
+        if month in repeating:
+            parts = list(whole.get(leaf, {}).values())
+        else:
+            parts = [found.get(leaf, {}).get(False, Tally())]
+            parts += cleared.get(leaf, {}).values()
+        audit.tally = sum(parts, Tally())
+        audit.quarantined = sum(n for name, of, n in quarantined if name == leaf or of == month)

@@ -127,33 +127,3 @@ def finish_stage(cursor: Any, stage: Stage) -> None:
         sql.SQL("analyze {} ({})").format(stage.leaf(month), column) for month in stage.leaves
     ]
     cursor.execute(sql.SQL("; ").join(statements))
-
-
-def data_versions(cursor: Any, stage: Stage) -> dict[date, tuple[str, int]]:
-    """Month -> (fingerprint of its rows, number of rows), whatever order the rows are in.
-
-    Where a row came from is not part of what it says, so a typed table's fingerprint leaves
-    provenance out: the same rows delivered again change nothing downstream. PostgreSQL hashes
-    equal values equally (1.0 and 1.00), and two seeds make 128 bits.
-    """
-    spec = stage.spec
-    content = [
-        c.name
-        for c in spec.stored
-        if spec.layer == "bronze" or c.name not in ("_delivery_id", "_line")
-    ]
-    row = sql.SQL("row({})").format(identifiers(content))
-    cursor.execute(
-        sql.SQL(
-            "select c.relname, count(*), bit_xor(hash_record_extended({row}, 0)), "
-            "bit_xor(hash_record_extended({row}, 1)) from {parent} as s "
-            "join pg_class as c on c.oid = s.tableoid group by c.relname"
-        ).format(row=row, parent=stage.parent)
-    )
-    found = {name: (rows, first, second) for name, rows, first, second in cursor.fetchall()}
-    versions = {}
-    for month, leaf in stage.leaves.items():
-        rows, first, second = found.get(leaf, (0, 0, 0))
-        mask = (1 << 64) - 1
-        versions[month] = (f"{rows:x}-{first & mask:016x}{second & mask:016x}", rows)
-    return versions

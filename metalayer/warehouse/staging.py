@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from psycopg2 import sql
-
 from metalayer.warehouse.audit import MonthAudit, audit_stage, judge
 from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.publish import Publication
-from metalayer.warehouse.stage import Stage, create_stage, data_versions, finish_stage
+from metalayer.warehouse.stage import Stage, create_stage, finish_stage
 from metalayer.warehouse.state import State
 from metalayer.warehouse.sweep import drop_leftovers
 
@@ -89,42 +87,28 @@ def stage_months(
     audits = audit_stage(cursor, stage)
     published = state.published.get(spec.full_name, {})
     judge(cursor, audits, spec, {month: version.rows for month, version in published.items()})
-    versions = data_versions(cursor, stage)
-    superseded = _superseded(cursor, stage)
     finish_stage(cursor, stage)
     share = (time.monotonic() - began) / len(months)
     publications = {}
     for month, audit in audits.items():
-        came = audit.rows + audit.quarantined
+        came = audit.tally.rows + audit.quarantined
         expected = job.rows_expected(state, month)
         if audit.problem is None and expected is not None and expected != came:
             audit.problem = (
-                f"{expected:,} rows went in, {audit.rows:,} were staged and "
+                f"{expected:,} rows went in, {audit.tally.rows:,} were staged and "
                 f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
             )
         publications[month] = Publication(
             month=month,
             leaf=stage.leaves[month],
-            data_version=versions[month][0],
+            data_version=audit.tally.data_version,
             code_version=job.code_version,
             inputs=job.inputs(state, month),
             rows_read=came,
-            rows=audit.rows - superseded.get(month, 0),
+            rows=audit.tally.rows - audit.tally.superseded,
             rows_quarantined=audit.quarantined,
-            rows_superseded=superseded.get(month, 0),
+            rows_superseded=audit.tally.superseded,
             run_id=run_id,
             seconds=share,
         )
     return Staged(job, state, audits, publications, share)
-
-
-def _superseded(cursor: Any, stage: Stage) -> dict[date, int]:
-    """Month -> staged rows that a later delivery replaces (bronze keeps them, marked)."""
-    if stage.spec.layer != "bronze":
-        return {}
-    cursor.execute(
-        sql.SQL("select month, count(*) from {} where not _is_latest group by month").format(
-            stage.parent
-        )
-    )
-    return dict(cursor.fetchall())

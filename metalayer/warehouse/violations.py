@@ -1,7 +1,7 @@
 """Staged rows held against their contract's rules: which row breaks which.
 
-Rows are read back in batches (COPY out, Polars) and validated with Pandera; failed casts travel
-with the row. Only columns that have rules are read.
+Suspect rows (`suspects.py`) are read back in batches (COPY out, Polars) and validated with Pandera;
+failed casts travel with the row. Only columns that have rules are read.
 
 Does not belong here: the verdict on a month (`audit.py`), or what becomes of a bad row
 (`quarantine.py`).
@@ -10,7 +10,7 @@ Does not belong here: the verdict on a month (`audit.py`), or what becomes of a 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandera.errors
@@ -22,6 +22,7 @@ from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema
 from metalayer.lineage.select import FAILED_CASTS, RECORD_SEPARATOR, UNIT_SEPARATOR
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.stage import Stage
+from metalayer.warehouse.suspects import suspect
 
 #: Rows read back at once: the audit's memory is bounded by this, not by the month.
 BATCH_ROWS = 250_000
@@ -32,15 +33,18 @@ ROW, LEAF = "_row", "_leaf"
 _NOT_A, _NOT_READABLE = "not a ", "not readable"
 
 
-def bad_rows(cursor: Any, stage: Stage) -> Iterator[pl.DataFrame]:
+def bad_rows(cursor: Any, stage: Stage, suspects: Mapping[str, int]) -> Iterator[pl.DataFrame]:
     """The staged rows that break a rule, in batches, each with what it breaks.
+
+    Args:
+        suspects: Leaf -> how many of its rows may, see `suspects.py`.
 
     Yields:
         `_leaf`, `_row` (its ctid) and `violations`: a list of (column, rule, value), failed casts
         first.
     """
     schema = _audited_schema(stage.spec)
-    for batch in _batches(cursor, stage, schema):
+    for batch in _batches(cursor, stage, schema, suspects):
         merged = _merged(
             [*_rule_violations(batch, schema, stage.spec), *_cast_violations(batch, stage)]
         )
@@ -57,8 +61,10 @@ def _audited_schema(spec: TableSpec) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(ruled)
 
 
-def _batches(cursor: Any, stage: Stage, schema: pa.DataFrameSchema) -> Iterator[pl.DataFrame]:
-    """The staged rows, some leaves or a part of one at a time, with their leaf and place."""
+def _batches(
+    cursor: Any, stage: Stage, schema: pa.DataFrameSchema, suspects: Mapping[str, int]
+) -> Iterator[pl.DataFrame]:
+    """The suspect rows, some leaves or a part of one at a time, with their leaf and place."""
     names = list(schema.columns)
     if stage.tracks_casts:
         names.append(FAILED_CASTS)
@@ -66,11 +72,11 @@ def _batches(cursor: Any, stage: Stage, schema: pa.DataFrameSchema) -> Iterator[
     selected = [_copied(columns[n]) if n in columns else sql.Identifier(n) for n in names]
     overrides: dict[str, Any] = {LEAF: pl.String, ROW: pl.String}
     overrides |= {n: columns[n].dtype if n in columns else pl.String for n in names}
-    for source, condition in _slices(cursor, stage):
+    for source, condition in _slices(cursor, stage, suspects):
         buffer = io.BytesIO()
         cursor.copy_expert(
             sql.SQL(
-                "copy (select {leaf}, s.ctid, {columns} from {source} as s {condition}) "
+                "copy (select {leaf}, s.ctid, {columns} from {source} as s where {condition}) "
                 "to stdout (format csv)"
             ).format(
                 leaf=sql.SQL("tableoid::regclass::text"),
@@ -99,28 +105,31 @@ def _copied(column: ColumnSpec) -> sql.Composable:
     return name
 
 
-def _slices(cursor: Any, stage: Stage) -> Iterator[tuple[sql.Composable, sql.Composable]]:
-    """Parts of the stage of at most about `BATCH_ROWS` rows each, as (table, where clause)."""
-    cursor.execute(sql.SQL("select count(*) from {}").format(stage.parent))
-    (total,) = cursor.fetchone()
-    if total <= BATCH_ROWS:
-        yield stage.parent, sql.SQL("")
+def _slices(
+    cursor: Any, stage: Stage, suspects: Mapping[str, int]
+) -> Iterator[tuple[sql.Composable, sql.Composable]]:
+    """Parts of the stage with at most about `BATCH_ROWS` suspects each, as (table, condition)."""
+    condition = suspect(stage)
+    if sum(suspects.values()) <= BATCH_ROWS:
+        if suspects:
+            yield stage.parent, condition
         return
-    for month in stage.leaves:
-        leaf = stage.leaf(month)
+    for name, rows in sorted(suspects.items()):
+        leaf = sql.Identifier(LEAVES, name)
         cursor.execute(
-            sql.SQL(
-                "select count(*), pg_relation_size({name}) / current_setting('block_size')::int "
-                "from {leaf}"
-            ).format(name=sql.Literal(leaf.as_string(cursor)), leaf=leaf)
+            sql.SQL("select pg_relation_size({}) / current_setting('block_size')::int").format(
+                sql.Literal(leaf.as_string(cursor))
+            )
         )
-        rows, blocks = cursor.fetchone()
-        step = max(1, blocks * BATCH_ROWS // max(rows, 1))
+        (blocks,) = cursor.fetchone()
+        step = max(1, blocks * BATCH_ROWS // rows)
         for first in range(0, blocks, step):
             yield (
                 leaf,
-                sql.SQL("where s.ctid >= {} and s.ctid < {}").format(
-                    sql.Literal(f"({first},0)"), sql.Literal(f"({first + step},0)")
+                sql.SQL("{} and s.ctid >= {} and s.ctid < {}").format(
+                    condition,
+                    sql.Literal(f"({first},0)"),
+                    sql.Literal(f"({first + step},0)"),
                 ),
             )
 

@@ -31,7 +31,10 @@ class Orders(Contract):
         "State of the order; PAID, CLOSED and COMPLETE are read as COMPLETED", isin=ORDER_STATES
     )
 
-    @row_rule("total_amount must be quantity times unit_price, to a cent")
+    @row_rule(
+        "total_amount must be quantity times unit_price, to a cent",
+        doubt="abs(total_amount - quantity * unit_price) > 0.01",
+    )
     def adds_up(cls) -> pl.Expr:  # noqa: N805 - called with the contract's class
         """Compare exactly: the widest quantity times price needs 37 of a decimal's 38 digits."""
         gap = pl.col("total_amount") - pl.col("quantity") * pl.col("unit_price")
