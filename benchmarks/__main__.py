@@ -43,7 +43,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="how often each contender has its turn (3)")
     add("--only", default=",".join(CONTENDERS), help="contenders, comma-separated (all)")
     add("--out", type=Path, default=PROJECT_ROOT / "docs", help="where the figures go (docs)")
-    add("--work", type=Path, default=None, help="folder for data, exports and servers (a temporary one)")
+    add(
+        "--work",
+        type=Path,
+        default=None,
+        help="folder for data, exports and servers (a temporary one)",
+    )
     return parser.parse_args(arguments)
 
 

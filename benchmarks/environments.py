@@ -31,6 +31,7 @@ def environment(name: str) -> Path:
     wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
     ready = folder / _READY
     if not (ready.is_file() and ready.read_text() == wanted):
+        print(f"installing {requirements.name} into {folder}", flush=True)
         _uv("venv", "--clear", "--python", sys.executable, str(folder))
         python = str(folder / "bin" / "python")
         _uv("pip", "install", "--python", python, "--requirements", str(requirements))

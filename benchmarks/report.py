@@ -102,6 +102,7 @@ class Report:
             "memory_gb": round(psutil.virtual_memory().total / _MB / 1024, 1),
             "system": platform.platform(),
             "python": platform.python_version(),
+            "file_system": _file_system(exports.folder),
         }
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         size = round(exports.bytes / _MB, 1)
@@ -132,7 +133,8 @@ class Report:
         return (
             f"{self.rows:,} rows ({self.megabytes:,.0f} MB) over {self.months} months; medians of "
             f"{count} round{'s' if count > 1 else ''}, {self.machine['cores']} cores, "
-            f"{self.machine['memory_gb']:.0f} GB of memory, {self.measured_on}."
+            f"{self.machine['memory_gb']:.0f} GB of memory, files on {self.machine['file_system']}, "
+            f"{self.measured_on}."
         )
 
 
@@ -190,6 +192,13 @@ def plot(report: Report) -> str:
             "</svg>\n",
         ]
     )
+
+
+def _file_system(folder: Path) -> str:
+    """Type of the file system that exports, scripts and servers lie on, such as ext4."""
+    mounts = psutil.disk_partitions(all=True)
+    holding = [each for each in mounts if folder.resolve().is_relative_to(each.mountpoint)]
+    return str(max(holding, key=lambda each: len(each.mountpoint)).fstype) if holding else ""
 
 
 def _standings(rounds: Sequence[Round]) -> list[Standing]:

@@ -26,7 +26,9 @@ _MONTH = re.compile(r"(\d{4})-(\d{2})")
 #: The first 64 bits of the md5 of the parts, as `meta.surrogate_key` has it.
 _KEY_IN_POSTGRES = "cast(cast('x' || left(md5({parts}), 16) as bit(64)) as bigint)"
 _HALF_OF_64_BITS = 2**63
-_KEY_IN_DUCKDB = f"cast(cast(md5_number_upper({{parts}}) as hugeint) - {_HALF_OF_64_BITS} as bigint)"
+_KEY_IN_DUCKDB = (
+    f"cast(cast(md5_number_upper({{parts}}) as hugeint) - {_HALF_OF_64_BITS} as bigint)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def sources() -> list[TableSpec]:
 
 
 def bronze_columns(table: TableSpec) -> list[str]:
-    """Columns of a peer's bronze table: the export's, all text, and `month` of a snapshot's file."""
+    """Columns of a peer's bronze table: the export's, as text, and `month` where files tell it."""
     assert table.source is not None
     month = ["month"] if table.source.kind == "snapshot" else []
     return [column.name for column in table.landed] + month
@@ -84,7 +86,7 @@ def select(
         dialect: "postgres" or "duckdb".
         source: how the text names an upstream table of the given full name; as it is by default.
     """
-    tree = catalog().selects[table.full_name].tree.copy()
+    tree: exp.Expr = catalog().selects[table.full_name].tree.copy()
     for where in list(tree.find_all(exp.Where)):
         _open_the_window(where)
     for placeholder in list(tree.find_all(exp.Placeholder)):

@@ -48,7 +48,8 @@ def compare(name: str, found: Totals, reference: str, expected: Totals) -> None:
 
 def _parts(spec: TableSpec) -> Iterator[str]:
     known = f" where {spec.key[0]} <> 0" if spec.unknown_member is not None else ""
-    yield f"select '{spec.full_name}', cast(count(*) as numeric(38, 4)) from {spec.full_name}{known}"
+    rows = "cast(count(*) as numeric(38, 4))"
+    yield f"select '{spec.full_name}', {rows} from {spec.full_name}{known}"
     for column in spec.stored:
         what = f"{spec.full_name}.{column.name}"
         if column.dtype.is_decimal() and what not in _MIXED:

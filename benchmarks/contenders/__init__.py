@@ -1,4 +1,4 @@
-"""The contenders, in the order in which they take turns; the first is what others are compared to."""
+"""The contenders in the order of their turns; the others are compared to the first."""
 
 from benchmarks.contender import Contender
 from benchmarks.contenders import dlt_dbt, duckdb, metalayer, pandas, psql, sqlmesh

@@ -33,8 +33,7 @@ def _statements(run: Run) -> Iterator[str]:
         )
         read = f"read_csv([{files}], all_varchar = true, header = true, filename = true)"
         yield (
-            f"create table bronze.{table.name} as "
-            f"select * exclude (filename){month} from {read}"
+            f"create table bronze.{table.name} as select * exclude (filename){month} from {read}"
         )
     layer = ""
     for spec in built_tables():

@@ -1,4 +1,4 @@
-"""MetaLayer as its users run it: the exports lie in the landing zone, `metalayer build` does the rest.
+"""MetaLayer as its users run it: the exports lie in the landing zone, `metalayer build` is called.
 
 Timed is the whole command: the process with its imports, its tables made, deliveries registered,
 every month audited and published, every check, and Dagster's events.

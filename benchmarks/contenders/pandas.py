@@ -1,7 +1,7 @@
 """pandas, the way such loads often begin: `read_csv` in chunks and `to_sql`, to bronze only.
 
-It takes a sample of each source's rows; the seconds are extrapolated to all of them, rows alone: what
-the process takes to start counts once.
+It takes a sample of each source's rows, and the seconds of loading are extrapolated to all rows;
+what the process takes to start counts once.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import dlt
 import duckdb
+import pyarrow as pa
 
 _ROWS_OF_A_BATCH = 100_000
 
@@ -21,9 +22,9 @@ def batches(files: list[dict[str, str | None]]) -> Iterator[Any]:
         month = "" if each["month"] is None else f", cast('{each['month']}' as date) as month"
         query = f"select *{month} from read_csv('{each['file']}', all_varchar = true)"
         with duckdb.connect() as connection:
-            reader = connection.execute(query).to_arrow_reader(_ROWS_OF_A_BATCH)
+            reader: Any = connection.execute(query).to_arrow_reader(_ROWS_OF_A_BATCH)
             for batch in reader:
-                yield dlt.common.libs.pyarrow.pyarrow.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch])
 
 
 def main(listed: str) -> None:
