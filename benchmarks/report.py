@@ -132,8 +132,8 @@ class Report:
         count = len({each.round for each in self.rounds})
         return (
             f"{self.rows:,} rows ({self.megabytes:,.0f} MB) over {self.months} months; medians of "
-            f"{count} round{'s' if count > 1 else ''}, {self.machine['cores']} cores, "
-            f"{self.machine['memory_gb']:.0f} GB of memory, files on {self.machine['file_system']}, "
+            f"{count} round{'s' if count > 1 else ''}. {self.machine['cores']} cores, "
+            f"{self.machine['memory_gb']:.0f} GB of memory, {self.machine['file_system']}; "
             f"{self.measured_on}."
         )
 

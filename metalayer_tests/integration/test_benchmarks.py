@@ -1,4 +1,4 @@
-"""The benchmark's own command, on little data: contenders come to the same totals, and are reported.
+"""The benchmark's own command, on little data: contenders agree, and what they took is reported.
 
 The figures themselves are nobody's business here. Contenders that need an environment of their own
 do not take part.
@@ -18,7 +18,7 @@ from benchmarks.selects import Months, built_tables, select
 from benchmarks.totals import compare
 from metalayer.settings import PROJECT_ROOT
 
-PAGE = "# Performance\n\n<!-- benchmark -->\nold\n<!-- /benchmark -->\n\nkept\n"
+PAGE = "# Performance\n\n<!-- benchmark -->\nthe last run\n<!-- /benchmark -->\n\nkept\n"
 
 
 def test_metalayer_psql_and_duckdb_come_to_the_same_totals(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_metalayer_psql_and_duckdb_come_to_the_same_totals(tmp_path: Path) -> No
     assert Decimal(report["totals"]["gold.customer_360.lifetime_value"]) > 0
 
     text = page.read_text()
-    assert "old" not in text
+    assert "the last run" not in text
     assert text.endswith("kept\n")
     assert "| psql script" in text
     assert "DuckDB" in (tmp_path / "img" / "performance.svg").read_text()
