@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from benchmarks.contender import Contender, Run, Totals
 from benchmarks.contenders import CONTENDERS
 from benchmarks.exports import Exports, make_exports
@@ -26,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="metalayer-benchmarks-", dir=options.work) as work:
-            report = _run(options, Path(work))
-        print(report.table())
-        write_report(report, options.out)
+            _run(options, Path(work))
     except MetaLayerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -52,7 +52,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(options: argparse.Namespace, work: Path) -> Report:
+def _run(options: argparse.Namespace, work: Path) -> None:
+    """Run all rounds; after each, what there is so far is reported."""
     contenders = _named(options.only)
     exports = make_exports(work / "exports", options.rows, options.months)
     rounds: list[Round] = []
@@ -67,7 +68,10 @@ def _run(options: argparse.Namespace, work: Path) -> Report:
                 expected = expected or (contender.title, totals)
                 compare(contender.title, totals, *expected)
             shutil.rmtree(folder)
-    return Report.of(options.rows, options.months, exports, rounds, expected[1] if expected else {})
+        totals = {} if expected is None else expected[1]
+        report = Report.of(options.rows, options.months, exports, rounds, totals)
+        print(report.table(), flush=True)
+        write_report(report, options.out)
 
 
 def _turn(
@@ -81,9 +85,10 @@ def _turn(
         steps = contender.prepare(run)
         # What making exports, folders and the server left to be written is not the contender's.
         os.sync()
+        busy = psutil.cpu_percent(interval=1.0)
         measured = measure(steps, folder / "log")
         totals = contender.totals(run) if contender.totals is not None else None
-    return Round.of(number, contender, measured, exports), totals
+    return Round.of(number, contender, measured, exports, busy), totals
 
 
 def _named(names: str) -> list[Contender]:

@@ -37,7 +37,8 @@ class Round:
     Attributes:
         seconds: of the whole; of a sample, extrapolated to it.
         sample_rows: rows of each source that were loaded, where not all were.
-        measured_seconds: what the clock said.
+        measured_seconds: what the clock said, where `seconds` are extrapolated.
+        busy_percent: how busy others kept the machine's cores just before.
     """
 
     round: int
@@ -46,23 +47,25 @@ class Round:
     seconds: float
     peak_mb: float
     phases: dict[str, float]
+    busy_percent: float
     sample_rows: int | None = None
     measured_seconds: float | None = None
 
     @classmethod
-    def of(cls, number: int, contender: Contender, measured: Measured, exports: Exports) -> Round:
+    def of(
+        cls, number: int, contender: Contender, measured: Measured, exports: Exports, busy: float
+    ) -> Round:
         """The round that was measured; what a sample took is extrapolated by rows."""
         phases = {name: round(seconds, 3) for name, seconds in measured.phases.items()}
         same = (number, contender.name, contender.title)
         peak = round(measured.peak_mb, 1)
         if contender.sample_rows is None:
-            return cls(*same, round(measured.seconds, 3), peak, phases)
+            return cls(*same, round(measured.seconds, 3), peak, phases, busy)
         loading = sum(measured.phases.values())
         factor = exports.rows / exports.sampled(contender.sample_rows)
         whole = measured.seconds - loading + loading * factor
-        return cls(
-            *same, round(whole, 3), peak, phases, contender.sample_rows, round(measured.seconds, 3)
-        )
+        sample = (contender.sample_rows, round(measured.seconds, 3))
+        return cls(*same, round(whole, 3), peak, phases, busy, *sample)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ class Report:
         )
         return "\n".join([line(rows[0]), rule + "|", *map(line, rows[1:])])
 
+    @property
+    def busy_percent(self) -> float:
+        """The median of how busy others kept the cores before each turn."""
+        return median(each.busy_percent for each in self.rounds)
+
     def conditions(self) -> str:
         """What was run on what, in a sentence."""
         count = len({each.round for each in self.rounds})
@@ -134,7 +142,7 @@ class Report:
             f"{self.rows:,} rows ({self.megabytes:,.0f} MB) over {self.months} months; medians of "
             f"{count} round{'s' if count > 1 else ''}. {self.machine['cores']} cores, "
             f"{self.machine['memory_gb']:.0f} GB of memory, {self.machine['file_system']}; "
-            f"{self.measured_on}."
+            f"{self.measured_on}. Before a turn the cores were {self.busy_percent:.0f}% busy."
         )
 
 
