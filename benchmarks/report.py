@@ -28,6 +28,8 @@ from metalayer.errors import UsageError
 #: The part of the page that a run replaces, between two comments that stay.
 _PART = re.compile(r"(<!-- benchmark -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 _MB = 1024 * 1024
+#: A machine whose cores are busier than this before a turn measures others' work as well.
+_IDLE_PERCENT = 10
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,6 @@ class Report:
         )
         return "\n".join([line(rows[0]), rule + "|", *map(line, rows[1:])])
 
-    @property
-    def busy_percent(self) -> float:
-        """The median of how busy others kept the cores before each turn."""
-        return median(each.busy_percent for each in self.rounds)
-
     def conditions(self) -> str:
         """What was run on what, in a sentence."""
         count = len({each.round for each in self.rounds})
@@ -142,7 +139,16 @@ class Report:
             f"{self.rows:,} rows ({self.megabytes:,.0f} MB) over {self.months} months; medians of "
             f"{count} round{'s' if count > 1 else ''}. {self.machine['cores']} cores, "
             f"{self.machine['memory_gb']:.0f} GB of memory, {self.machine['file_system']}; "
-            f"{self.measured_on}. Before a turn the cores were {self.busy_percent:.0f}% busy."
+            f"{self.measured_on}.{self._warning()}"
+        )
+
+    def _warning(self) -> str:
+        busiest = max(each.busy_percent for each in self.rounds)
+        if busiest <= _IDLE_PERCENT:
+            return ""
+        return (
+            f" **The machine was not idle**: before turns its cores were up to {busiest:.0f}% busy "
+            "with other work, so these figures only orient."
         )
 
 
