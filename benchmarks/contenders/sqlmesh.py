@@ -15,7 +15,7 @@ from benchmarks.environments import environment
 from benchmarks.selects import bronze_columns, built_tables, select, sources
 from benchmarks.totals import postgres_totals
 
-_ANALYZE = "@IF(@runtime_stage = 'evaluating', ANALYZE @this_model)"
+_ANALYZE = "ANALYZE @this_model"
 
 
 def _prepare(run: Run) -> list[Step]:
