@@ -37,6 +37,12 @@ lock:
         { echo '# Every dependency, for Linux and macOS, Python 3.11 to 3.14. Written by `just lock`.'; cat $lock; } > $lock.new
         mv $lock.new $lock
     done
+    for asked in benchmarks/requirements/*.in; do
+        lock=${asked%.in}.txt
+        uv pip compile $asked --universal --python-version 3.11 --no-annotate --no-header --quiet --output-file $lock
+        { echo '# A contender of the benchmarks, in an environment of its own. Written by `just lock`.'; cat $lock; } > $lock.new
+        mv $lock.new $lock
+    done
 
 # Remove what ./run and the tools made; the state in .metalayer stays
 clean:
