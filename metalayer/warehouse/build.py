@@ -183,9 +183,10 @@ def build_months(
 
 
 def windows_of(months: list[date], longest: int, workers: int) -> list[list[date]]:
-    """Contiguous runs of months, cut so that every worker has some and none is too long."""
+    """Contiguous runs of months, cut so that workers have as much to do, and none is too long."""
     runs: list[list[date]] = []
-    size = max(1, min(longest, -(-len(months) // workers)))
+    rounds = max(1, -(-len(months) // (longest * workers)))
+    size = max(1, -(-len(months) // (rounds * workers)))
     for month in months:
         if runs and next_month(runs[-1][-1]) == month and len(runs[-1]) < size:
             runs[-1].append(month)

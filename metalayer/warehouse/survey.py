@@ -26,7 +26,7 @@ class Tally:
     Attributes:
         rows: How many.
         superseded: Those of them that a later delivery replaces (bronze keeps them, marked).
-        fingerprint: Two hashes of 64 bits over all of them.
+        fingerprint: Exclusive or, and sum, of a hash of 64 bits of each.
     """
 
     rows: int = 0
@@ -35,14 +35,15 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         """These rows and others."""
-        first, second = (a ^ b for a, b in zip(self.fingerprint, other.fingerprint, strict=True))
-        return Tally(self.rows + other.rows, self.superseded + other.superseded, (first, second))
+        xor = self.fingerprint[0] ^ other.fingerprint[0]
+        total = (self.fingerprint[1] + other.fingerprint[1]) & _MASK
+        return Tally(self.rows + other.rows, self.superseded + other.superseded, (xor, total))
 
     @property
     def data_version(self) -> str:
         """Equal for equal rows, and in practice for no others."""
-        first, second = self.fingerprint
-        return f"{self.rows:x}-{first:016x}{second:016x}"
+        xor, total = self.fingerprint
+        return f"{self.rows:x}-{xor:016x}{total:016x}"
 
 
 def survey(
@@ -56,7 +57,7 @@ def survey(
 
     Where a row came from is not part of what it says, so a typed table's fingerprint leaves
     provenance out: the same rows delivered again change nothing downstream. PostgreSQL hashes
-    equal values equally (1.0 and 1.00), and two seeds make 128 bits.
+    equal values equally (1.0 and 1.00).
 
     Args:
         leaves: Names of leaves to look at; None: all.
@@ -71,28 +72,32 @@ def survey(
     tables = [stage.parent]
     if leaves is not None:
         tables = [sql.Identifier(LEAVES, name) for name in sorted(leaves)]
-    superseded = "count(*) filter (where not _is_latest)" if spec.layer == "bronze" else "0"
+    # The offset is a fence: without it PostgreSQL would hash a row for every mention of the hash.
+    rows = sql.SQL(
+        "(select tableoid as leaf, ({suspect}) is true as is_suspect, {superseded} as superseded, "
+        "hash_record_extended(row({content}), 0) as hash from {table} where {condition} offset 0)"
+    )
     cursor.execute(
         sql.SQL(
-            "select c.relname, g.is_suspect, g.rows, g.superseded, g.first, g.second from ("
-            "select s.leaf, ({suspect}) is true as is_suspect, count(*) as rows, "
-            "{superseded} as superseded, bit_xor(hash_record_extended({row}, 0)) as first, "
-            "bit_xor(hash_record_extended({row}, 1)) as second "
-            "from ({rows}) as s where {condition} group by 1, 2"
+            "select c.relname, g.is_suspect, g.rows, g.superseded, g.xor, g.total from ("
+            "select leaf, is_suspect, count(*) as rows, sum(superseded) as superseded, "
+            "bit_xor(hash) as xor, sum(hash) as total from ({rows}) as s group by 1, 2"
             ") as g join pg_class as c on c.oid = g.leaf"
         ).format(
-            suspect=suspect(stage),
-            superseded=sql.SQL(superseded),
-            row=sql.SQL("row({})").format(identifiers(content)),
             rows=sql.SQL(" union all ").join(
-                sql.SQL("select tableoid as leaf, * from {}").format(table) for table in tables
-            ),
-            condition=suspect(stage) if only_suspects else sql.SQL("true"),
+                rows.format(
+                    suspect=suspect(stage),
+                    superseded=sql.SQL("(not _is_latest)::int" if spec.layer == "bronze" else "0"),
+                    content=identifiers(content),
+                    table=table,
+                    condition=suspect(stage) if only_suspects else sql.SQL("true"),
+                )
+                for table in tables
+            )
         )
     )
     found: dict[str, dict[bool, Tally]] = {}
-    for leaf, is_suspect, rows, replaced, first, second in cursor.fetchall():
-        found.setdefault(leaf, {})[is_suspect] = Tally(
-            rows, replaced, (first & _MASK, second & _MASK)
-        )
+    for leaf, is_suspect, count, superseded, xor, total in cursor.fetchall():
+        fingerprint = (xor & _MASK, int(total) & _MASK)
+        found.setdefault(leaf, {})[is_suspect] = Tally(count, superseded, fingerprint)
     return found

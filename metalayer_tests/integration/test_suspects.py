@@ -74,10 +74,12 @@ def test_whatever_pandera_refuses_is_suspect(
     with transaction(pool) as connection, connection.cursor() as cursor:
         cursor.execute(
             sql.SQL(
-                "select place - 1 from unnest(%s::{}[]) with ordinality as t (value, place) "
-                "where {}"
-            ).format(sql.SQL(kind), sql.SQL(" or ").join(conditions)),
-            (rows,),
+                "select place - 1 from unnest({rows}::{type}[]) "
+                "with ordinality as t (value, place) "
+                "where {suspect}"
+            ).format(
+                rows=sql.Literal(rows), type=sql.SQL(kind), suspect=sql.SQL(" or ").join(conditions)
+            )
         )
         suspects = {place for (place,) in cursor.fetchall()}
     assert refused <= suspects
