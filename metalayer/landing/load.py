@@ -33,6 +33,9 @@ def fill_bronze(
     if not deliveries:
         return
     with open_memory({"threads": 1}) as memory:
+        # The files' rows stream past what is joined to them. Taking that for small in error, DuckDB
+        # would swap sides, and hold every row of the window in memory.
+        memory.execute("set disabled_optimizers = 'build_side_probe_side'")
         memory.execute("create temp table live (delivery_id bigint, path varchar)")
         memory.executemany(
             "insert into live values (?, ?)", [(d, str(p)) for d, p in deliveries.items()]

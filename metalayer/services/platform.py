@@ -139,7 +139,7 @@ class Platform:
     def __init__(self, settings: Settings, host: str, port: int, tell: Tell) -> None:
         self.settings = settings
         self.address = Address(host, port)
-        self.tell = tell
+        self._tell = tell
         self._ending = False
         self._restarts: list[float] = []
 
@@ -160,10 +160,10 @@ class Platform:
             self.address = free_address(self.address.host, self.address.port)
             listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
-            server = stack.enter_context(warehouse_server(self.settings, self.tell))
+            server = stack.enter_context(warehouse_server(self.settings, self._say))
             children = self._children(server, sockets / "code")
             code = children.pop("code server")
-            definitions = DefinitionFiles(code, self.tell)
+            definitions = DefinitionFiles(code, self._say)
             stack.callback(lambda: self._end([code, *children.values(), *definitions.trials]))
             code.start()
             # Takes as long as the code server takes to load, beside it.
@@ -172,7 +172,7 @@ class Platform:
             from metalayer.services.activity import Activity
             from metalayer.services.runs import close_lost_runs
 
-            warehouse = stack.enter_context(open_warehouse(self.settings, self.tell))
+            warehouse = stack.enter_context(open_warehouse(self.settings, self._say))
             instance = stack.enter_context(dagster_instance(self.settings, server.dagster_url))
             close_lost_runs(instance, launched=True)
             prepare()
@@ -299,12 +299,19 @@ class Platform:
                         news.before_next(close_runs)
                 child.rotate_log()
             if definitions.have_changed():
-                self.tell("contracts or SELECTs have changed: the code server is started anew")
+                self._say("contracts or SELECTs have changed: the code server is started anew")
                 end_all([code], _PATIENCE_SECONDS)
                 code.start()
                 news.before_next(close_runs)
             for line in news.heard():
-                self.tell(line)
+                self._say(line)
+
+    def _say(self, line: str) -> None:
+        """Tell it; where nobody listens any more the end is wanted, and comes in order."""
+        try:
+            self._tell(line)
+        except (OSError, SystemExit):  # the latter is what rich makes of a closed pipe
+            self._ending = True
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
@@ -313,15 +320,15 @@ class Platform:
             raise WarehouseError(
                 f"The {child.name} keeps ending: {child.last_words}", f"Its log is {child.log}."
             )
-        self.tell(f"the {child.name} ended (exit code {child.exit_code}); it is started again")
+        self._say(f"the {child.name} ended (exit code {child.exit_code}); it is started again")
         # Whatever it had started goes with it.
         child.signal(signal.SIGKILL)
         child.start()
 
     def _end(self, children: list[Child]) -> None:
-        self.tell("ending")
+        self._say("ending")
         end_all(children, _PATIENCE_SECONDS)
-        self.tell("ended")
+        self._say("ended")
 
 
 @contextlib.contextmanager

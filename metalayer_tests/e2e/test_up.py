@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from metalayer.settings import PROJECT_ROOT
-from metalayer_tests.e2e.up import Up, platform, wait
+from metalayer_tests.e2e.up import READY, Up, platform, wait
 
 
 @pytest.fixture
@@ -72,6 +73,28 @@ def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Si
     assert up.process.returncode == 0
     left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
+
+
+def test_nothing_is_left_when_nobody_listens_any_more(server_folder: Path) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metalayer", "up", "--port", "0"],
+        cwd=server_folder,
+        env={
+            **os.environ,
+            "METALAYER_HOME": str(server_folder / "home"),
+            "PYTHONPATH": str(PROJECT_ROOT),
+        },
+        stdout=writing,
+        stderr=writing,
+    )
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        assert any(READY in line for line in said)
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(20)
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_second_one_says_that_one_runs(lasting: Up) -> None:
