@@ -150,7 +150,7 @@ def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog
     job = table_job(spec.full_name, settings)
     state = load_state(cursor, tables.made_from(spec.full_name))
     published = state.published.get(spec.full_name, {})
-    current = [month for month in published if not is_stale(job, state, month)]
+    current = {m: p.rows for m, p in published.items() if not is_stale(job, state, m)}
     versions = to_be_checked(job, state)
     months = list(versions)
     restored = _restored(state)

@@ -457,6 +457,10 @@ def _columns(
                     f"{where} has two month columns, '{month}' and '{name}'", "Keep one"
                 )
             month = name
+        if info.unique:
+            raise ContractError(
+                f"{where}: '{name}' is declared unique", "Use key(): rows are judged by themselves"
+            )
         sql_type, dtype = _types(types[attribute], facts, f"{where}: '{name}'")
         columns.append(
             ColumnSpec(

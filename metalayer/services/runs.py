@@ -10,6 +10,8 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from metalayer.assets.headless import PROCESS_TAG, is_alive
 
+# Not queued ones, which nobody works on yet: a retry has the tags of the run it repeats.
+_UNDER_WAY = [s for s in NOT_FINISHED_STATUSES if s is not dg.DagsterRunStatus.QUEUED]
 #: On every run that a code server was asked to execute.
 _LAUNCHED_TAG = ".dagster/grpc_info"
 
@@ -21,7 +23,7 @@ def close_lost_runs(instance: dg.DagsterInstance, *, launched: bool = False) -> 
         launched: Also every run that a code server was asked to execute: when it has ended, or
             before it starts.
     """
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNDER_WAY)):
         owner = run.tags.get(PROCESS_TAG)
         is_lost = not is_alive(owner) if owner else launched and _LAUNCHED_TAG in run.tags
         if is_lost:

@@ -56,7 +56,7 @@ class MonthAudit:
 
 
 def audit_stage(cursor: Any, stage: Stage) -> dict[date, MonthAudit]:
-    """Validate every staged row and move those that break the contract to quarantine.
+    """Hold every staged row against the contract, and move those that break it to quarantine.
 
     Returns:
         Month -> verdict. Leaves of the stage keep only rows that keep the contract, and have a
@@ -65,8 +65,7 @@ def audit_stage(cursor: Any, stage: Stage) -> dict[date, MonthAudit]:
     open_quarantine(cursor)
     audits = {month: MonthAudit() for month in stage.leaves}
     found = survey(cursor, stage)
-    suspects = {leaf: rows[True].rows for leaf, rows in found.items() if True in rows}
-    for bad in bad_rows(cursor, stage, suspects):
+    for bad in bad_rows(cursor, stage, found):
         _count_rules(audits, stage, bad)
         note(cursor, bad)
     outside = quarantine_outside(cursor, stage) if stage.outside in found else 0

@@ -183,7 +183,7 @@ def build_months(
 
 
 def windows_of(months: list[date], longest: int, workers: int) -> list[list[date]]:
-    """Contiguous runs of months, cut so that workers have as much to do, and none is too long."""
+    """Contiguous runs of months, cut so that workers have equal shares, and none is too long."""
     runs: list[list[date]] = []
     rounds = max(1, -(-len(months) // (longest * workers)))
     size = max(1, -(-len(months) // (rounds * workers)))

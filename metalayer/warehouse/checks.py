@@ -8,7 +8,8 @@ Does not belong here: Dagster's view of a check (see `metalayer.assets.checks`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -20,6 +21,7 @@ from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.warehouse.ddl import identifiers, next_month, stored_name
 
 _EXAMPLES = 5
+_ROWS_READ_IN_A_LOOKUP = 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Finding:
 
 
 def keys_unique(
-    cursor: Any, spec: TableSpec, months: Sequence[date], among: Sequence[date]
+    cursor: Any, spec: TableSpec, months: Sequence[date], among: Mapping[date, int]
 ) -> Finding:
     """No key of `months` stands in another month.
 
@@ -48,44 +50,63 @@ def keys_unique(
     in another.
 
     Args:
-        among: Months to compare with. A month that is about to be rebuilt is left out: a row that
-            moved may still stand in the month it leaves.
+        among: Months to compare with -> their rows. A month that is about to be rebuilt is left
+            out: a row that moved may still stand in the month it leaves.
     """
     passed = {month: {"passed": True} for month in months}
     if spec.month_column in spec.key:
         return Finding(True, facts={"key": ", ".join(spec.key)}, months=passed)
     key = identifiers(spec.key)
     concerned = sql.SQL("true")
-    if not set(among) <= set(months):
+    if not among.keys() <= set(months):
         concerned = sql.SQL("({key}) in (select {key} from {table} where {window})").format(
             key=key, table=stored_name(spec), window=_window(spec, months)
         )
-    # How many keys there are PostgreSQL does not know of a partitioned table; taking them for a
-    # few, it would look each of a million up in the index of every month.
-    cursor.execute("select set_config('enable_nestloop', 'off', true)")
-    cursor.execute(
-        sql.SQL(
-            "with repeated as materialized (select {key}, count(*) from {table} "
-            "where {among} and {concerned} group by {key} having count(*) > 1) "
-            "select * from repeated order by {key} limit {limit}"
-        ).format(
-            key=key,
-            table=stored_name(spec),
-            among=_window(spec, among),
-            concerned=concerned,
-            limit=sql.Literal(_EXAMPLES),
+    with _nested_loops(cursor, allowed=_are_few(months, among)):
+        cursor.execute(
+            sql.SQL(
+                "with repeated as materialized (select {key}, count(*) from {table} "
+                "where {among} and {concerned} group by {key} having count(*) > 1) "
+                "select * from repeated order by {key} limit {limit}"
+            ).format(
+                key=key,
+                table=stored_name(spec),
+                among=_window(spec, list(among)),
+                concerned=concerned,
+                limit=sql.Literal(_EXAMPLES),
+            )
         )
-    )
-    repeated = cursor.fetchall()
-    cursor.execute("select set_config('enable_nestloop', 'on', true)")
+        repeated = cursor.fetchall()
+        found = _months_of_repeated_keys(cursor, spec, list(among)) if repeated else {}
     examples = "; ".join(", ".join(str(v) for v in row[:-1]) for row in repeated)
-    found = _months_of_repeated_keys(cursor, spec, among) if repeated else {}
     return Finding(
         not repeated,
         f"Keys stand in more than one month of {spec.full_name}: {examples}" if repeated else "",
         {"key": ", ".join(spec.key)},
         passed | {month: {"passed": False, "keys": keys} for month, keys in found.items()},
     )
+
+
+def _are_few(months: Sequence[date], among: Mapping[date, int]) -> bool:
+    """Whether to look the keys of `months` up in the index of every month beats reading all."""
+    lookups = sum(among.get(month, 0) for month in months) * len(among)
+    return lookups * _ROWS_READ_IN_A_LOOKUP < sum(among.values())
+
+
+@contextmanager
+def _nested_loops(cursor: Any, *, allowed: bool) -> Iterator[None]:
+    """How many keys there are PostgreSQL does not know of a partitioned table.
+
+    Taking them for a few, it would look each of a million up in the index of every month.
+    """
+    if allowed:
+        yield
+        return
+    cursor.execute("select current_setting('enable_nestloop')")
+    (before,) = cursor.fetchone()
+    cursor.execute("set local enable_nestloop = off")
+    yield
+    cursor.execute("select set_config('enable_nestloop', %s, true)", (before,))
 
 
 def _months_of_repeated_keys(

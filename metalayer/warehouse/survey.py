@@ -41,7 +41,7 @@ class Tally:
 
     @property
     def data_version(self) -> str:
-        """Equal for equal rows, and in practice for no others."""
+        """Equal for equal rows; of two others once in 2^64."""
         xor, total = self.fingerprint
         return f"{self.rows:x}-{xor:016x}{total:016x}"
 

@@ -3,7 +3,7 @@
 PostgreSQL finds them as it reads the rows anyway; only these are read back and judged by Pandera
 (`violations.py`), whose word counts. So the condition may suspect a row that keeps every rule, but
 must not pass one that breaks any: where a rule cannot be said in SQL with just its meaning, every
-row with a value is suspect.
+row that it judges is suspect.
 
 Does not belong here: what a rule means, or what becomes of a row that breaks one.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pandera.polars as pa
@@ -21,11 +23,12 @@ from metalayer.contracts.contract import pandera_schema
 from metalayer.lineage.select import FAILED_CASTS
 from metalayer.warehouse.stage import Stage
 
-# Of these types PostgreSQL and Polars compare and match values alike.
+# Of these types PostgreSQL and Polars compare values alike.
 _ALIKE = re.compile(r"bigint|numeric.*|date|timestamp|boolean|text")
-# Of patterns: letters, digits and signs for themselves, classes of such, groups, counts, anchors.
-# No `.`, no `\d`, no flags: what these match differs.
-_PIECE = r"""[A-Za-z0-9_ ,:;/@\#%&=~<>!'"-]|\\[.+*?()\[\]{}|^$/\\-]|\[\^?[A-Za-z0-9_ .,;/@+-]+\]"""
+# Patterns of letters, digits and signs for themselves, classes of such, groups, counts, anchors: no
+# `.`, no `\d`, no flags, no `-` in a class but in a range, for what these match differs.
+_PIECE = r"""[A-Za-z0-9_ ,:;/@\#%&=~<>!'"-]|\\[.+*?()\[\]{}|^$/\\-]
+    |\[\^?(?:[a-z]-[a-z]|[A-Z]-[A-Z]|[0-9]-[0-9]|[A-Za-z0-9_ .,;/@+])+\]"""
 _COUNT = r"(?:[?*+]|\{[0-9]{1,2}(?:,[0-9]{0,2})?\})?"
 _PLAIN_PATTERN = re.compile(rf"(?:(?:{_PIECE}|\)){_COUNT}|\((?:\?:)?|\||\^|\$)*", re.VERBOSE)
 
@@ -53,18 +56,31 @@ def doubts(schema: pa.DataFrameSchema, types: Mapping[str, str]) -> Iterator[sql
         identifier = sql.Identifier(name)
         if not column.nullable:
             yield sql.SQL("{} is null").format(identifier)
+        if column.checks or not column.nullable:
+            yield from _unheard_of(identifier, types[name])
         for check in column.checks:
-            broken = None
-            # Pandera leaves missing values out; so does a comparison in SQL.
-            if check.ignore_na and _ALIKE.fullmatch(types[name]):
-                broken = _broken(identifier, str(check.name), check.statistics or {})
+            if not check.ignore_na:  # it judges missing values, too
+                yield sql.SQL("true")
+            # Otherwise Pandera leaves them out; so does a comparison in SQL.
+            broken = _broken(identifier, types[name], str(check.name), check.statistics or {})
             yield broken or sql.SQL("{} is not null").format(identifier)
 
 
+def _unheard_of(column: sql.Identifier, kind: str) -> Iterator[sql.Composable]:
+    """Values that PostgreSQL has and Polars has not."""
+    if kind.startswith("numeric"):
+        yield sql.SQL("{} = 'NaN'").format(column)
+    if kind in ("date", "timestamp"):
+        yield sql.SQL("{} not between '0001-01-01' and '9999-12-31'").format(column)
+
+
 def _broken(
-    column: sql.Identifier, rule: str, operands: Mapping[str, Any]
+    column: sql.Identifier, kind: str, rule: str, operands: Mapping[str, Any]
 ) -> sql.Composable | None:
     """Where a value breaks a rule of Pandera; None for rules that are not said in SQL."""
+    if not _ALIKE.fullmatch(kind):
+        return None
+    value = sql.SQL('{} collate "C"' if kind == "text" else "{}").format(column)
     comparisons = {
         "greater_than_or_equal_to": ("<", "min_value"),
         "greater_than": ("<=", "min_value"),
@@ -73,14 +89,25 @@ def _broken(
     }
     if rule in comparisons:
         operator, operand = comparisons[rule]
-        return sql.SQL("{} " + operator + " {}").format(column, sql.Literal(operands[operand]))
+        if not _is_exact(operands[operand]):
+            return None
+        return sql.SQL("{} " + operator + " {}").format(value, sql.Literal(operands[operand]))
     if rule == "isin":
-        allowed = list(operands["allowed_values"])
-        return sql.SQL("{} <> all({})").format(column, sql.Literal(allowed)) if allowed else None
+        allowed = [each for each in operands["allowed_values"] if each is not None]
+        if not allowed or not all(map(_is_exact, allowed)):
+            return None
+        return sql.SQL("{} <> all({})").format(value, sql.Literal(allowed))
     if rule == "str_matches":
         pattern = operands["pattern"]
-        text = pattern if isinstance(pattern, str) else pattern.pattern
-        text = text if text.startswith("^") else f"^{text}"
-        is_plain = isinstance(pattern, str) and _PLAIN_PATTERN.fullmatch(text)
-        return sql.SQL("{} !~ {}").format(column, sql.Literal(text)) if is_plain else None
+        if not isinstance(pattern, str):
+            return None
+        text = pattern if pattern.startswith("^") else f"^{pattern}"
+        if not _PLAIN_PATTERN.fullmatch(text):
+            return None
+        return sql.SQL("{} !~ {}").format(value, sql.Literal(text))
     return None
+
+
+def _is_exact(operand: object) -> bool:
+    """Whether PostgreSQL and Polars compare with it alike; with floats they may not."""
+    return isinstance(operand, (int, Decimal, date, str))

@@ -22,6 +22,7 @@ from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema
 from metalayer.lineage.select import FAILED_CASTS, RECORD_SEPARATOR, UNIT_SEPARATOR
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.stage import Stage
+from metalayer.warehouse.survey import Tally
 from metalayer.warehouse.suspects import suspect
 
 #: Rows read back at once: the audit's memory is bounded by this, not by the month.
@@ -33,18 +34,20 @@ ROW, LEAF = "_row", "_leaf"
 _NOT_A, _NOT_READABLE = "not a ", "not readable"
 
 
-def bad_rows(cursor: Any, stage: Stage, suspects: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+def bad_rows(
+    cursor: Any, stage: Stage, found: Mapping[str, Mapping[bool, Tally]]
+) -> Iterator[pl.DataFrame]:
     """The staged rows that break a rule, in batches, each with what it breaks.
 
     Args:
-        suspects: Leaf -> how many of its rows may, see `suspects.py`.
+        found: What the stage holds, see `survey`.
 
     Yields:
         `_leaf`, `_row` (its ctid) and `violations`: a list of (column, rule, value), failed casts
         first.
     """
     schema = _audited_schema(stage.spec)
-    for batch in _batches(cursor, stage, schema, suspects):
+    for batch in _batches(cursor, stage, schema, found):
         merged = _merged(
             [*_rule_violations(batch, schema, stage.spec), *_cast_violations(batch, stage)]
         )
@@ -62,7 +65,10 @@ def _audited_schema(spec: TableSpec) -> pa.DataFrameSchema:
 
 
 def _batches(
-    cursor: Any, stage: Stage, schema: pa.DataFrameSchema, suspects: Mapping[str, int]
+    cursor: Any,
+    stage: Stage,
+    schema: pa.DataFrameSchema,
+    found: Mapping[str, Mapping[bool, Tally]],
 ) -> Iterator[pl.DataFrame]:
     """The suspect rows, some leaves or a part of one at a time, with their leaf and place."""
     names = list(schema.columns)
@@ -72,7 +78,7 @@ def _batches(
     selected = [_copied(columns[n]) if n in columns else sql.Identifier(n) for n in names]
     overrides: dict[str, Any] = {LEAF: pl.String, ROW: pl.String}
     overrides |= {n: columns[n].dtype if n in columns else pl.String for n in names}
-    for source, condition in _slices(cursor, stage, suspects):
+    for source, condition in _slices(cursor, stage, found):
         buffer = io.BytesIO()
         cursor.copy_expert(
             sql.SQL(
@@ -106,15 +112,16 @@ def _copied(column: ColumnSpec) -> sql.Composable:
 
 
 def _slices(
-    cursor: Any, stage: Stage, suspects: Mapping[str, int]
+    cursor: Any, stage: Stage, found: Mapping[str, Mapping[bool, Tally]]
 ) -> Iterator[tuple[sql.Composable, sql.Composable]]:
     """Parts of the stage with at most about `BATCH_ROWS` suspects each, as (table, condition)."""
     condition = suspect(stage)
+    suspects = {leaf: rows[True].rows for leaf, rows in found.items() if True in rows}
     if sum(suspects.values()) <= BATCH_ROWS:
         if suspects:
             yield stage.parent, condition
         return
-    for name, rows in sorted(suspects.items()):
+    for name in sorted(suspects):
         leaf = sql.Identifier(LEAVES, name)
         cursor.execute(
             sql.SQL("select pg_relation_size({}) / current_setting('block_size')::int").format(
@@ -122,7 +129,8 @@ def _slices(
             )
         )
         (blocks,) = cursor.fetchone()
-        step = max(1, blocks * BATCH_ROWS // rows)
+        # As if all its rows were suspect: bad rows come in clusters.
+        step = max(1, blocks * BATCH_ROWS // sum(tally.rows for tally in found[name].values()))
         for first in range(0, blocks, step):
             yield (
                 leaf,
