@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 
 from metalayer.errors import LandingError
-from metalayer.landing.engine import Configuration, open_memory
+from metalayer.landing.engine import MEMORY_BYTES, Configuration, open_memory
 from metalayer.landing.header import Header
 from metalayer.landing.judge import (
     END,
@@ -29,8 +29,6 @@ from metalayer.landing.judge import (
 from metalayer.landing.normalise import ESCAPE, Normalised, clean_lines
 from metalayer.landing.quotes import Joiner, Repaired, settle_alone
 
-_MEMORY_BYTES = 320 * 1024 * 1024
-"""What DuckDB keeps of a file in memory at most; the rest spills. Some files are read at once."""
 _MEMORY_BYTES_FOR_LONG_ROWS = 2 * 1024 * 1024 * 1024
 """The same where rows of 10 kB and more are the rule."""
 _BATCH_ROWS = 2048
@@ -83,7 +81,7 @@ class Records:
 
     def _configuration(self, text_bytes: int) -> Configuration:
         batch_bytes = min(self._row_bytes * _BATCH_ROWS, text_bytes)
-        memory = min(_MEMORY_BYTES + 8 * batch_bytes, _MEMORY_BYTES_FOR_LONG_ROWS)
+        memory = min(MEMORY_BYTES + 8 * batch_bytes, _MEMORY_BYTES_FOR_LONG_ROWS)
         configuration: Configuration = {
             "memory_limit": f"{memory} bytes",
             "temp_directory": str(self._folder / "spill"),
@@ -251,7 +249,7 @@ def _database_for_small_files() -> duckdb.DuckDBPyConnection:
     known: duckdb.DuckDBPyConnection | None = getattr(_of_thread, "database", None)
     if known is None:
         known = _database(
-            {"memory_limit": f"{_MEMORY_BYTES} bytes", "temp_directory": "", "threads": 1}
+            {"memory_limit": f"{MEMORY_BYTES} bytes", "temp_directory": "", "threads": 1}
         )
         _of_thread.database = known
     return known

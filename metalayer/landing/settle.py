@@ -21,7 +21,7 @@ import duckdb
 
 from metalayer.contracts.contract import SourceSpec, TableSpec
 from metalayer.landing.copy import copy_from_duckdb
-from metalayer.landing.engine import open_memory
+from metalayer.landing.engine import open_spilling
 from metalayer.landing.repaired import CONTENT_CHARACTERS, Repairs, resolve
 from metalayer.landing.shape import rejects_path
 
@@ -56,7 +56,7 @@ def settle(cursor: Any, settlement: Settlement) -> None:
     source = settlement.source
     gone = [d for d in settlement.changed if d not in settlement.live]
     cursor.execute("delete from meta.superseded_rows where delivery_id = any(%s)", (gone,))
-    with open_memory() as memory:
+    with open_spilling() as memory:
         _load_live(cursor, memory, settlement)
         table = f"bronze.{settlement.spec.name}"
         repairs = resolve(cursor, memory, source, table, settlement.changed)
