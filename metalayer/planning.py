@@ -168,7 +168,7 @@ def _held_up(todo: Plan, given_up: set[tuple[str, date]]) -> dict[str, set[date]
         if month in todo.unpublished.get(table, ()):
             held.setdefault(table, set()).add(month)
     for table in tables.specs:
-        reached = months_behind(table, held, todo.affected.get(table, set()))
+        reached = months_behind(tables.inputs(table), held, todo.affected.get(table, set()))
         if reached:
             held.setdefault(table, set()).update(reached)
     return held
@@ -248,14 +248,17 @@ def reached_months(changed: set[date], reach: Reach, months: set[date]) -> set[d
     return {m for m in months if m >= first} if reach is Reach.UP_TO else set(months)
 
 
-def months_behind(table: str, changed: Mapping[str, set[date]], months: set[date]) -> set[date]:
+def months_behind(
+    inputs: Mapping[str, Reach], changed: Mapping[str, set[date]], months: set[date]
+) -> set[date]:
     """The `months` of a table that a change of its inputs may touch.
 
     Args:
+        inputs: Table -> which months of it a month is made from.
         changed: Table -> its months that change.
     """
     found: set[date] = set()
-    for name, reach in catalog().inputs(table).items():
+    for name, reach in inputs.items():
         found |= reached_months(changed.get(name, set()), reach, months)
     return found
 

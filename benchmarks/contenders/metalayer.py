@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 from benchmarks.contender import Contender, Run, Step
+from benchmarks.selects import Months
 from benchmarks.totals import postgres_totals
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT
 
@@ -18,15 +20,20 @@ def _prepare(run: Run) -> list[Step]:
     home = run.folder / "home"
     # Times are copied too: what has just changed might still be being written, and is waited for.
     shutil.copytree(run.exports.folder, home / "landing", copy_function=shutil.copy2)
+    return [build_step(home, run.url, run.exports.months, run.cores)]
+
+
+def build_step(home: Path, url: str, months: Months, workers: int) -> Step:
+    """The command that builds what has landed in a home."""
     environment = {
         f"{ENV_PREFIX}HOME": str(home),
-        f"{ENV_PREFIX}DATABASE_URL": run.url,
-        f"{ENV_PREFIX}START_MONTH": f"{run.exports.months.start:%Y-%m}",
-        f"{ENV_PREFIX}WORKERS": str(run.cores),
+        f"{ENV_PREFIX}DATABASE_URL": url,
+        f"{ENV_PREFIX}START_MONTH": f"{months.start:%Y-%m}",
+        f"{ENV_PREFIX}WORKERS": str(workers),
         "PYTHONPATH": str(PROJECT_ROOT),
     }
     command = [sys.executable, "-m", "metalayer", "build"]
-    return [Step(command, environment=environment, folder=run.folder)]
+    return Step(command, environment=environment, folder=home)
 
 
 CONTENDER = Contender("metalayer", "MetaLayer", _prepare, postgres_totals)

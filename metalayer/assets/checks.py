@@ -26,7 +26,7 @@ from metalayer.settings import Settings
 from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale, to_be_checked
 from metalayer.warehouse.checks import Finding
-from metalayer.warehouse.failures import note_failed_checks
+from metalayer.warehouse.failures import note_failed_checks, versions_asked
 from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
@@ -119,10 +119,12 @@ class Asked:
     Attributes:
         findings: Check -> finding.
         versions: Month -> the version that was asked about, and what it was made from.
+        fingerprint: Of all that was looked at, see `versions_asked`.
     """
 
     findings: Mapping[str, Finding]
     versions: Mapping[date, Published]
+    fingerprint: str
 
 
 def ask_and_mark(warehouse: Warehouse, spec: TableSpec, tables: Catalog) -> Asked:
@@ -148,12 +150,13 @@ def _looked_at(spec: TableSpec, tables: Catalog) -> list[TableSpec]:
 def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog) -> Asked:
     """Ask the blocking checks, but for the audit's verdict, about what the transaction sees."""
     job = table_job(spec.full_name, settings)
-    state = load_state(cursor, tables.made_from(spec.full_name))
+    made_from, upstream = tables.made_from(spec.full_name), tables.upstream(spec.full_name)
+    state = load_state(cursor, [*made_from, *upstream])
     published = state.published.get(spec.full_name, {})
     current = {m: p.rows for m, p in published.items() if not is_stale(job, state, m)}
     versions = to_be_checked(job, state)
     months = list(versions)
-    restored = _restored(state)
+    restored = _restored(state, made_from)
     conserving = [month for month in months if month not in restored]
     asked: dict[str, Callable[[], Finding]] = {
         "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
@@ -166,7 +169,7 @@ def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog
         "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
     }
     findings = {name: asked[name]() for name in _blocking_checks(spec) if name != AUDIT_CHECK}
-    return Asked(findings, versions)
+    return Asked(findings, versions, versions_asked(state, spec.full_name, versions, upstream))
 
 
 def failed_checks(spec: TableSpec, asked: Asked) -> list[str]:
@@ -184,8 +187,7 @@ def mark_checked(cursor: Any, spec: TableSpec, asked: Asked) -> None:
         return
     failed = failed_checks(spec, asked)
     if failed:
-        versions = {month: published.version for month, published in asked.versions.items()}
-        note_failed_checks(cursor, spec.full_name, versions, "\n".join(failed))
+        note_failed_checks(cursor, spec.full_name, asked.fingerprint, "\n".join(failed))
         return
     cursor.execute(
         "update meta.versions as v set is_checked = true "
@@ -201,15 +203,15 @@ def mark_checked(cursor: Any, spec: TableSpec, asked: Asked) -> None:
     )
 
 
-def _restored(state: State) -> set[date]:
-    """Months in which a table, or one that it is made from, was rolled back.
+def _restored(state: State, tables: Iterable[str]) -> set[date]:
+    """Months in which one of the tables was rolled back: a table, or one that it is made from.
 
     They differ on purpose from what was delivered, so rows and sums are not compared.
     """
     return {
         month
-        for months in state.published.values()
-        for month, version in months.items()
+        for table in tables
+        for month, version in state.published.get(table, {}).items()
         if version.restores is not None
     }
 

@@ -78,7 +78,7 @@ def outlook(warehouse: Warehouse) -> Outlook:
     given_up: set[tuple[str, date]] = set()
     expected: dict[str, set[date]] = {}
     for table in catalog().specs:
-        follows = months_behind(table, expected, planned.affected[table])
+        follows = months_behind(catalog().inputs(table), expected, planned.affected[table])
         failed = {
             month
             # What failed may pass once its inputs are built anew.
@@ -126,8 +126,10 @@ def _checks_failed(warehouse: Warehouse, state: State, failures: Failures, table
     if table not in failures.checks:
         return False
     job = table_job(table, warehouse.settings)
-    asked = {month: published.version for month, published in to_be_checked(job, state).items()}
-    return bool(asked) and failures.checks[table] == versions_asked(asked)
+    asked = to_be_checked(job, state)
+    return bool(asked) and failures.checks[table] == versions_asked(
+        state, table, asked, catalog().upstream(table)
+    )
 
 
 class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
@@ -160,7 +162,9 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
         candidates -= _awaited(requested, table, seen, candidates)
         own = seen.todo.stale.get(table, set()) | seen.todo.unchecked.get(table, set())
         # What may have to follow, of what is asked for upstream.
-        behind = months_behind(table, requested, seen.todo.affected.get(table, set()))
+        behind = months_behind(
+            catalog().inputs(table), requested, seen.todo.affected.get(table, set())
+        )
         return _ask_for(
             context,
             candidates & own,
@@ -227,11 +231,11 @@ def _ask_for(
 
 
 def _requested(context: dg.AutomationContext[dg.AssetKey], table: str) -> dict[str, set[date]]:
-    """Input of a table -> its months that are asked for in this very tick."""
+    """What a table needs -> its months that are asked for in this very tick."""
     requested = context.request_subsets_by_key
     return {
         name: set(to_months(requested[key].expensively_compute_partition_keys()))
-        for name in catalog().inputs(table)
+        for name in catalog().upstream(table)
         if (key := asset_key(name)) in requested
     }
 
@@ -239,16 +243,19 @@ def _requested(context: dg.AutomationContext[dg.AssetKey], table: str) -> dict[s
 def _awaited(
     requested: Mapping[str, set[date]], table: str, seen: Outlook, months: set[date]
 ) -> set[date]:
-    """Months that are to be built from what is to be built itself, but is not asked for now."""
+    """Months that are to be built from what is to be built itself, but is not asked for now.
+
+    Or that point at such: built before what their keys point at, they would fail their checks.
+    """
     outstanding = {
         name: expected - requested.get(name, set()) for name, expected in seen.expected.items()
     }
-    return months_behind(table, outstanding, months)
+    return months_behind(catalog().upstream(table), outstanding, months)
 
 
 def _busy(under_way: Mapping[str, set[date]], table: str, months: set[date]) -> set[date]:
-    """The months of a table that an unfinished run builds, or builds an input of."""
-    return under_way.get(table, set()) | months_behind(table, under_way, months)
+    """The months of a table that an unfinished run builds, or builds what they need."""
+    return under_way.get(table, set()) | months_behind(catalog().upstream(table), under_way, months)
 
 
 @lru_cache(maxsize=1)

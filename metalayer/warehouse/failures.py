@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
+
+from metalayer.warehouse.state import State
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,22 @@ def made_from(code_version: str, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def versions_asked(versions: Mapping[date, int]) -> str:
-    """Fingerprint of the published versions that checks were asked about: month -> version."""
-    text = " ".join(f"{month:%Y-%m}={version}" for month, version in sorted(versions.items()))
+def versions_asked(
+    state: State, table: str, months: Iterable[date], upstream: Iterable[str]
+) -> str:
+    """Fingerprint of what the checks of a table are asked about.
+
+    Args:
+        months: Those of its months that are asked about.
+        upstream: What it is made from, and what its keys point at: once that is built, what pointed
+            nowhere may point at something.
+    """
+    published = state.published.get(table, {})
+    looked_at = [f"{month:%Y-%m}={published[month].version}" for month in sorted(months)]
+    for name in sorted(upstream):
+        there = sorted(state.published.get(name, {}).items())
+        looked_at += [f"{name} {month:%Y-%m}={version.version}" for month, version in there]
+    text = " ".join(looked_at)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -59,11 +74,11 @@ def note_failed_month(cursor: Any, table: str, month: date, fingerprint: str, pr
     )
 
 
-def note_failed_checks(cursor: Any, table: str, versions: Mapping[date, int], problem: str) -> None:
-    """Remember that blocking checks failed on these versions."""
+def note_failed_checks(cursor: Any, table: str, asked: str, problem: str) -> None:
+    """Remember that blocking checks failed on what they were asked about, see `versions_asked`."""
     cursor.execute(
         "insert into meta.failed_checks (table_name, versions, problem) values (%s, %s, %s) "
         "on conflict (table_name) do update set "
         "versions = excluded.versions, problem = excluded.problem, failed_at = now()",
-        (table, versions_asked(versions), problem),
+        (table, asked, problem),
     )

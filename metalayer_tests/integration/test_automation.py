@@ -307,6 +307,34 @@ def test_behind_a_failed_check_nothing_is_asked_for(built: Platform) -> None:
     assert current(built)
 
 
+def test_a_table_waits_for_what_its_keys_point_at(half_a_year: Platform) -> None:
+    daemon = Daemon(half_a_year)
+    asked = daemon.tick()
+    # The run was killed behind its first table. The dates are not asked for again at once.
+    daemon.run({"bronze.orders": asked["bronze.orders"]})
+    again = daemon.tick()
+    assert "silver.orders" in again
+    assert "gold.dim_date" not in again
+    assert "gold.fact_orders" not in again
+    assert daemon.run(again)
+    later = daemon.tick(later=60)
+    assert {"gold.dim_date", "gold.fact_orders"} <= later.keys()
+    assert daemon.run(later)
+    daemon.settle()
+    assert current(half_a_year)
+
+
+def test_a_check_is_asked_again_once_there_is_what_the_keys_point_at(half_a_year: Platform) -> None:
+    daemon = Daemon(half_a_year)
+    asked = daemon.tick()
+    # Somebody builds everything but the dates.
+    assert not daemon.run({t: months for t, months in asked.items() if t != "gold.dim_date"})
+    assert "gold.fact_orders" not in daemon.tick()
+    daemon.run({"gold.dim_date": asked["gold.dim_date"]})
+    daemon.settle()
+    assert current(half_a_year)
+
+
 def test_a_run_without_a_verdict_is_asked_for_later_and_later(half_a_year: Platform) -> None:
     daemon = Daemon(half_a_year)
     asked = daemon.tick()
