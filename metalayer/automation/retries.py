@@ -1,7 +1,7 @@
 """What was asked for already, kept from tick to tick, so that the same is not asked for at once.
 
-A run that is asked for and ends without a verdict is asked for again: after a minute, then later
-and later, up to an hour.
+A run that is asked for and ends without a verdict is asked for again: after 20 seconds, then
+later and later, up to an hour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 #: for the next look: an interval that is a little shorter is kept.
 EARLIER_SECONDS = 2
 
-_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 60.0, 3600.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 20.0, 3600.0
 
 
 def fingerprint(value: object) -> str:

@@ -317,7 +317,7 @@ def test_a_table_waits_for_what_its_keys_point_at(half_a_year: Platform) -> None
     assert "gold.dim_date" not in again
     assert "gold.fact_orders" not in again
     assert daemon.run(again)
-    later = daemon.tick(later=60)
+    later = daemon.tick(later=20)
     assert {"gold.dim_date", "gold.fact_orders"} <= later.keys()
     assert daemon.run(later)
     daemon.settle()
@@ -340,9 +340,9 @@ def test_a_run_without_a_verdict_is_asked_for_later_and_later(half_a_year: Platf
     asked = daemon.tick()
     # It was killed: nothing of it is there.
     assert daemon.tick() == {}
-    assert daemon.tick(later=60) == asked
-    assert daemon.tick(later=60) == {}
-    assert daemon.tick(later=60) == asked
+    assert daemon.tick(later=20) == asked
+    assert daemon.tick(later=20) == {}
+    assert daemon.tick(later=20) == asked
 
 
 def test_changed_code_rebuilds_its_months_and_stops_where_contents_do_not_differ(
