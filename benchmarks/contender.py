@@ -76,12 +76,14 @@ class Step:
     """One command.
 
     A line "phase NAME" on its output begins a phase; a step with `phase` is in it from the start.
+    `exit_code` is what it is to end with.
     """
 
     command: list[str]
     phase: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)

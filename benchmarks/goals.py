@@ -17,9 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+
+import duckdb
 
 from benchmarks.contender import Step
 from benchmarks.contenders.metalayer import build_step
@@ -57,9 +59,10 @@ class Home:
     url: str
     months: Months
 
-    def build(self, workers: int | None = None) -> Measured:
+    def build(self, *tables: str, workers: int | None = None, exit_code: int = 0) -> Measured:
         """`metalayer build`, as a process."""
         step = build_step(self.folder, self.url, self.months, workers or _cores())
+        step = replace(step, command=[*step.command, *tables], exit_code=exit_code)
         return measure([step], self.folder.with_name("log"))
 
     def land(self, files: Iterator[Path] | list[Path], exports: Path) -> None:
@@ -136,10 +139,21 @@ def alone(work: Path, rows: int, months: int) -> Iterator[Goal]:
         )
     fewer = _exports(work / "fewer-rows", rows // 5, months)
     yield _goal("rows x 5", full.seconds / _full(work, fewer), 5.5)
+    two_years = _exports(work / "two-years", rows, min(24, months))
+    with _home(work, two_years) as home:
+        home.land(two_years.files, two_years.folder)
+        before = home.build().seconds
+        home.land([_late_row(work / "late", two_years)], work / "late")
+        yield _goal(
+            f"one late row in the middle of {min(24, months)} months",
+            home.build().seconds / before,
+            0.15,
+        )
     shorter = _exports(work / "fewer-months", rows, months // 4)
     yield _goal("months x 4 at equal rows", full.seconds / _full(work, shorter), 1.3)
     dirty = _exports(work / "dirty", rows, months, dirt=0.05)
     yield _goal("5% of the rows with something wrong", _full(work, dirty) / full.seconds, 1.15)
+    yield from _nothing_but_bad_rows(work, clean)
     monthly = _exports(work / "monthly", rows, months, split=True)
     newest = f"_{max(re.findall(r'[0-9]{4}-[0-9]{2}', ' '.join(map(str, monthly.files))))}"
     with _home(work, monthly) as home:
@@ -151,6 +165,27 @@ def alone(work: Path, rows: int, months: int) -> Iterator[Goal]:
             (home.build().seconds - start) / (before - start),
             0.06,
         )
+
+
+def _nothing_but_bad_rows(work: Path, clean: _Exports) -> Iterator[Goal]:
+    """Orders of which every one breaks its contract, beside the clean ones."""
+    orders = next(file for file in clean.files if file.match("erp/orders*"))
+    bad = work / "bad" / "erp" / orders.name
+    bad.parent.mkdir(parents=True)
+    duckdb.sql(
+        f"copy (select * replace ('-' || quantity as quantity) from "
+        f"read_csv('{orders}', all_varchar = true)) to '{bad}' (header)"
+    )
+    measured = {}
+    for file, folder, exit_code in ((orders, clean.folder, 0), (bad, work / "bad", 1)):
+        with _home(work, clean) as home:
+            home.land([file], folder)
+            measured[file] = home.build("bronze.orders", "silver.orders", exit_code=exit_code)
+            said = home.folder.with_name("log").read_text(encoding="utf-8")
+            assert ("rows break the contract" in said) == (file == bad), said
+    ratio = measured[bad].seconds / measured[orders].seconds
+    yield _goal("every order bad, beside all clean", ratio, 1.0)
+    yield _goal("peak memory of the same", measured[bad].peak_mb / measured[orders].peak_mb, 1.1)
 
 
 def write(goals: list[Goal], rows: int, months: int, page: Path) -> None:
@@ -197,6 +232,20 @@ def _exports(
     made = generate(folder, rows=rows, months=months, dirt=dirt, split="month" if split else "file")
     files = [each.file for each in made]
     return _Exports(folder, files, Months.counted(usual_start(months), months))
+
+
+def _late_row(folder: Path, exports: _Exports) -> Path:
+    """A file with one order of the months' middle, which no other file has."""
+    orders = next(file for file in exports.files if "orders" in file.name)
+    header, first = orders.read_text(encoding="utf-8").splitlines()[:2]
+    fields = dict(zip(header.split(","), first.split(","), strict=True))
+    months = exports.months
+    middle = months.start + (months.end - months.start) / 2
+    fields |= {"order_id": "999999999", "order_date": middle.isoformat()}
+    late = folder / "erp" / "orders_late.csv"
+    late.parent.mkdir(parents=True)
+    late.write_text(f"{header}\n{','.join(fields.values())}\n", encoding="utf-8")
+    return late
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def measure(steps: Sequence[Step], log: Path) -> Measured:
 
 def _run(step: Step, output: IO[str], measured: Measured) -> None:
     began = time.perf_counter()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         step.command,
         cwd=step.folder,
         env={**_clean_environment(), **step.environment},
@@ -66,19 +66,19 @@ def _run(step: Step, output: IO[str], measured: Measured) -> None:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-    )
-    marks: list[tuple[str, float]] = [] if step.phase is None else [(step.phase, began)]
-    sampler = threading.Thread(target=_sample, args=(process, measured), daemon=True)
-    sampler.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        output.write(line)
-        if line.startswith(_PHASE):
-            marks.append((line.removeprefix(_PHASE).strip(), time.perf_counter()))
-    code = process.wait()
+    ) as process:
+        marks: list[tuple[str, float]] = [] if step.phase is None else [(step.phase, began)]
+        sampler = threading.Thread(target=_sample, args=(process, measured), daemon=True)
+        sampler.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            output.write(line)
+            if line.startswith(_PHASE):
+                marks.append((line.removeprefix(_PHASE).strip(), time.perf_counter()))
+        code = process.wait()
     ended = time.perf_counter()
     sampler.join()
-    if code != 0:
+    if code != step.exit_code:
         output.seek(0)
         told = output.read()[-_SHOWN_OF_A_LOG:]
         raise BenchmarkError(f"{' '.join(step.command[:3])} ended with {code}:\n{told}")

@@ -60,8 +60,8 @@ def query_as_of(connection: Any, query: str, as_of: AsOf) -> str:
     The connection is left in a transaction that holds all that the new text reads.
 
     Raises:
-        UsageError: when it is not one SELECT that can be understood, or a table has not had that
-            version in every month.
+        UsageError: when it is not one SELECT that can be understood, a table has not had that
+            version in every month, or the role may not read earlier versions.
         WarehouseError: when a version that it needs is not kept.
     """
     from metalayer.lineage.splice import spliced
@@ -86,7 +86,7 @@ def table_as_of(
             is a version it takes them as they are now.
 
     Raises:
-        UsageError: when a month has not had that version.
+        UsageError: when a month has not had that version, or the role may not read it.
         WarehouseError: when a version that is needed is not kept.
     """
 
@@ -116,6 +116,21 @@ class _Kept:
     is_before: bool
 
 
+def _refuse_readers(cursor: Any) -> None:
+    """Versions of months lie behind the masks, where only the warehouse's owner may look."""
+    cursor.execute(
+        "select current_user, bool_and(has_schema_privilege(name, 'usage')) "
+        "from unnest(array['meta', %s]) as name",
+        (LEAVES,),
+    )
+    role, may = cursor.fetchone()
+    if not may:
+        raise UsageError(
+            f"Earlier versions are kept behind the masks, and {role} may not look there",
+            "Ask as the role that builds the warehouse, or read the tables as they are now",
+        )
+
+
 class _Past:
     """The tables as of one moment, as SQL; remembers the leaves that it takes."""
 
@@ -126,6 +141,7 @@ class _Past:
         self._months = None if months is None else {f"{month:%Y-%m}" for month in months}
         self._is_in_a_view = False
         self._known: dict[tuple[str, ...], str | None] = {}
+        _refuse_readers(cursor)
         cursor.execute("select table_name from meta.tables")
         self._tables = {table for (table,) in cursor.fetchall()}
         cursor.execute("select current_database()")

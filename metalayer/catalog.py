@@ -29,6 +29,7 @@ from metalayer.contracts.contract import (
 )
 from metalayer.definition_files import definitions_stamp
 from metalayer.errors import ContractError, UsageError
+from metalayer.governance.verdict import refuse_unprotected
 from metalayer.lineage.select import Reach, Select, parse_select
 from metalayer.settings import PROJECT_ROOT
 
@@ -119,6 +120,7 @@ def catalog() -> Catalog:
     for spec in declared:
         _check_references(spec, specs, selects[spec.full_name])
     order = _ordered(specs, selects)
+    refuse_unprotected(specs, selects)
     return Catalog(
         {name: specs[name] for name in order},
         selects,
@@ -279,7 +281,7 @@ _FACTS_OF_ROWS = (
 )
 
 #: What a column says of itself that makes no row another.
-_FACTS_FOR_PEOPLE = ("free_text",)
+_FACTS_FOR_PEOPLE = ("free_text", "sensitivity", "declassified")
 
 
 def _rules_in(path: Path) -> str:

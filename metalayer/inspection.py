@@ -21,11 +21,12 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 from psycopg2 import errorcodes, sql
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.lateness import punctuality
 from metalayer.settings import Settings, without_password
-from metalayer.warehouse.server import SESSION, warehouse_server
+from metalayer.warehouse.server import SESSION, tls_advice, warehouse_server
 
 _FETCHED_AT_ONCE = 5000
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
@@ -123,8 +124,14 @@ def reading(settings: Settings, progress: Callable[[str], None] | None = None) -
             return
         connection = stack.enter_context(contextlib.closing(_connect(url)))
         with connection.cursor() as cursor:
-            cursor.execute("select to_regclass('meta.tables') is not null")
+            # By the catalog: an analyst may not look into the schema.
+            cursor.execute(
+                "select exists (select from pg_class as c join pg_namespace as n "
+                "on n.oid = c.relnamespace where n.nspname = 'meta' and c.relname = 'tables')"
+            )
             (is_installed,) = cursor.fetchone()
+        # What is asked sees the warehouse as it is then, not as it was at that look.
+        connection.rollback()
         yield connection if is_installed else None
 
 
@@ -137,7 +144,8 @@ def _connect(url: str) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WarehouseError(
             f"PostgreSQL at {without_password(libpq_url(url))} cannot be reached: {lines[0]}",
-            "`metalayer doctor` shows which server is used and whether it answers.",
+            tls_advice(error)
+            or "`metalayer doctor` shows which server is used and whether it answers.",
         ) from None
     with connection.cursor() as cursor:
         cursor.execute(SESSION)
@@ -282,13 +290,37 @@ def quarantine_filter(
     return sql.SQL(" and ").join(parts)
 
 
+_PLAIN_REJECT = "q.value, q.raw, q.violations"
+# A warehouse of an earlier release does not say which of its tables have personal columns.
+_MASKED_REJECT = """
+    case when to_jsonb(t) ->> 'has_personal' = 'false' or q.value is null then q.value
+        else '***' end,
+    case when to_jsonb(t) ->> 'has_personal' = 'false' or q.raw is null then q.raw else '***' end,
+    case when to_jsonb(t) ->> 'has_personal' = 'false' then q.violations
+        else (
+            select coalesce(
+                jsonb_agg(
+                    case when v ->> 'value' is null then v else v || '{"value": "***"}' end
+                ),
+                '[]'
+            )
+            from jsonb_array_elements(q.violations) as v
+        ) end
+"""
+
+
 @contextlib.contextmanager
-def rejects(connection: Any, wanted: sql.Composable) -> Iterator[tuple[int, Iterator[Reject]]]:
+def rejects(
+    connection: Any, wanted: sql.Composable, *, unmasked: bool = False
+) -> Iterator[tuple[int, Iterator[Reject]]]:
     """The quarantined rows: how many, and the rows one by one.
 
     Args:
         wanted: Which, from `quarantine_filter`.
+        unmasked: Whether to show values and rows of tables with personal columns. In a row that
+            broke a rule they may stand in any column.
     """
+    told = _PLAIN_REJECT if unmasked else _MASKED_REJECT
     source = sql.SQL(
         "from meta.quarantine as q join meta.tables as t using (table_name) "
         "left join meta.deliveries as d using (delivery_id) where {}"
@@ -302,11 +334,11 @@ def rejects(connection: Any, wanted: sql.Composable) -> Iterator[tuple[int, Iter
             sql.SQL(
                 """
                 select q.table_name, to_char(q.month, 'YYYY-MM'), d.file, q.line, q.column_name,
-                    q.rule, q.value, q.raw, q.violations
+                    q.rule, {}
                 {}
                 order by t.position, q.month nulls first, q.delivery_id, q.line
                 """
-            ).format(source)
+            ).format(sql.SQL(told), source)
         )
         yield count, (Reject(*row) for row in cursor)
 
@@ -374,6 +406,10 @@ def ask(connection: Any, query: str, before: str = "") -> Iterator[Answer]:
     psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
     try:
         with _explained(query, before), connection.cursor() as cursor:
+            if connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+                # One statement sees one state anyway, taken once its tables are locked. A snapshot
+                # from before would see a month empty that is swapped in between.
+                cursor.execute("set transaction isolation level read committed")
             cursor.execute("select set_config('metalayer.query', %s, true)", (before + query,))
             # All rows are wanted, not the first few soon.
             cursor.execute("set local cursor_tuple_fraction = 1.0")

@@ -1,8 +1,8 @@
 """Which tables lack the newest month that is due, asked of PostgreSQL alone.
 
 A month of a table is there when it is published, and so is that month of every table that it is
-made from; of a landed source it must have rows. So a month that was built before all that it is
-made from had landed does not pass for one that is there.
+made from; of a landed source, and of a calendar, it must have rows. So a month that was built
+before all that it is made from had landed does not pass for one that is there.
 
 Does not belong here: how old a publish may be (`fresh_within`, see `inspection.py`), Dagster, or
 telling anybody.
@@ -106,13 +106,14 @@ def punctuality(
         for name, day, hour, made_from in cursor.fetchall()
     }
     cursor.execute(
-        "select table_name, month from meta.versions where is_current "
-        "and month >= %s and (rows_read > 0 or table_name not like 'bronze.%%')",
+        "select table_name, month, rows_read from meta.versions where is_current and month >= %s",
         (start_month,),
     )
     published: dict[str, set[date]] = {name: set() for name in tables}
-    for name, month in cursor.fetchall():
-        published.setdefault(name, set()).add(month)
+    for name, month, rows in cursor.fetchall():
+        _, made_from = tables.get(name, (None, []))
+        if rows or made_from:
+            published.setdefault(name, set()).add(month)
     # A source that may fail to come holds nobody up.
     expected = {name for name, (due, _) in tables.items() if due is not None}
     return {

@@ -54,8 +54,13 @@ def outage(error: BaseException, home: Path | None = None) -> MetaLayerError | N
         return None
     if home is not None and is_nearly_full(home):
         return disk_full(f"PostgreSQL ended, and {home} has no room left", home)
+    return lost_connection(_first_line(lost))
+
+
+def lost_connection(said: str) -> WarehouseError:
+    """A connection that broke, as an error; `said` is the driver's own first line."""
     return WarehouseError(
-        f"The connection to PostgreSQL was lost: {_first_line(lost)}",
+        f"The connection to PostgreSQL was lost: {said}",
         "What is published stands; build again to do the rest. `metalayer doctor` shows whether "
         "the server answers.",
     )

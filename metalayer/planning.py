@@ -18,7 +18,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 
 from metalayer.catalog import catalog
-from metalayer.jobs import month_ranges, months_between, table_job
+from metalayer.jobs import CALENDAR, calendar_span, month_ranges, months_between, table_job
 from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
@@ -220,8 +220,8 @@ def _run_over(months: list[date], together: set[str]) -> tuple[date, date, list[
 def months_with_data(table: str, state: State) -> set[date]:
     """Months `table` has rows for, or would have if it were built now.
 
-    Those in which something was delivered (bronze) or any input has rows; a table without inputs
-    spans all months there are. Months once published stay, so that they can become empty.
+    Those in which something was delivered (bronze) or any input has rows; those of a calendar see
+    `calendar_span`. Months once published stay, so that they can become empty.
     """
     tables = catalog()
     spec = tables.specs[table]
@@ -231,8 +231,8 @@ def months_with_data(table: str, state: State) -> set[date]:
         return own | set(state.delivered.get(spec.source.name, {}))
     inputs = tables.inputs(table)
     if not inputs:
-        known = state.delivered_months
-        return own | set(months_between(known[0], known[-1]) if known else ())
+        span = calendar_span(state, tables)
+        return own | set(months_between(*span) if span else ())
     return own.union(*(set(state.published.get(name, {})) for name in inputs))
 
 
@@ -282,6 +282,9 @@ def _own_reasons(
     found = list(_code(published, job))
     if job.spec.layer == "bronze":
         found += _deliveries(published.inputs, inputs, files)
+    elif CALENDAR in inputs:
+        if published.inputs != inputs:
+            found.append(Reason("delivery", f"it is {inputs[CALENDAR]} the months with rows now"))
     else:
         found += [
             Reason("upstream", f"{name} has changed", name)

@@ -40,6 +40,10 @@ _FIXES = {
     "keep_version_days": "Write a whole number of days, for example METALAYER_KEEP_VERSION_DAYS=30",
     "landing_interval_seconds": "Write a whole number of seconds, for example "
     "METALAYER_LANDING_INTERVAL_SECONDS=10",
+    "max_unpacked_mb": "Write a whole number of megabytes, for example "
+    "METALAYER_MAX_UNPACKED_MB=16384",
+    "max_unpack_ratio": "Write a whole number, for example METALAYER_MAX_UNPACK_RATIO=200",
+    "why": "Give the reason in at most 1000 characters",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
 
@@ -65,6 +69,9 @@ class Settings(BaseSettings):
         keep_version_days: for how many days a state is kept once another took its place, at most;
             None: for as long as `keep_versions` allows.
         landing_interval_seconds: how often a running platform looks for new files.
+        max_unpacked_mb: megabytes to which a gzip may unfold, at most.
+        max_unpack_ratio: how many times its size a gzip may unfold to, once past 64 MB.
+        why: the reason for what is done, for the audit log.
     """
 
     model_config = SettingsConfigDict(
@@ -85,6 +92,9 @@ class Settings(BaseSettings):
     keep_versions: int = Field(default=5, ge=1, le=1000)
     keep_version_days: int | None = Field(default=None, ge=0)
     landing_interval_seconds: int = Field(default=10, ge=1, le=86_400)
+    max_unpacked_mb: int = Field(default=16_384, ge=1)
+    max_unpack_ratio: int = Field(default=200, ge=1)
+    why: str = Field(default="", max_length=1000)
 
     @classmethod
     def load(cls) -> Self:

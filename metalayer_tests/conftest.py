@@ -33,6 +33,7 @@ _DAGSTER_TEMPLATE = "template_dagster"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long what is random or goes on for long is to go on."""
     parser.addoption("--soak", default="20", help="files to land, one every three seconds (20)")
+    parser.addoption("--large", default="160", help="megabytes of a large file (160)")
     parser.addoption("--histories", default="200", help="random histories to play (200)")
     parser.addoption(
         "--report-seconds",

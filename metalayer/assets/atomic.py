@@ -21,6 +21,7 @@ from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 from metalayer.jobs import table_job
 from metalayer.planning import Plan
+from metalayer.warehouse.acts import record
 from metalayer.warehouse.build import MonthResult, TableJob, is_stale, result_of, windows_of
 from metalayer.warehouse.evolve import evolve
 from metalayer.warehouse.locks import begin_snapshot, lock_months, unlock_all
@@ -81,6 +82,8 @@ def build_atomically(
                     connection.rollback()
                     return outcome
             date_together(cursor, outcome.published)
+            tables = sorted({table for table, _ in outcome.published})
+            record(cursor, "build", "all or nothing", {"tables": tables})
             connection.commit()
             for table, month in outcome.published:
                 prune(connection, table, month, table_job(table, warehouse.settings).keeping)
@@ -110,7 +113,7 @@ def _build_table(
     for window in windows_of(stale, job.months_a_window, 1):
         staged = stage_months(cursor, job, window, state)
         for month in window:
-            result = result_of(staged, month, staged.outcome(month), staged.seconds)
+            result = result_of(staged, month, staged.outcome(month))
             if result.outcome != "failed" and put_in_place(
                 cursor,
                 job.spec,

@@ -21,27 +21,24 @@ from metalayer.assets.showing import by_month
 from metalayer.assets.types import BuildReport
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
+from metalayer.contracts.promises import AUDIT_CHECK as AUDIT_CHECK
+from metalayer.contracts.promises import CHECKS, blocking_checks
+from metalayer.contracts.promises import DUE_CHECK as DUE_CHECK
 from metalayer.jobs import table_job
 from metalayer.settings import Settings
 from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale, to_be_checked
 from metalayer.warehouse.checks import Finding
-from metalayer.warehouse.failures import note_failed_checks, versions_asked
+from metalayer.warehouse.failures import (
+    load_failures,
+    made_from,
+    note_failed_checks,
+    versions_asked,
+)
 from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
 
-#: The check that a build reports itself: whether every month kept its contract.
-AUDIT_CHECK = "contract_satisfied"
-_DESCRIPTIONS = {
-    AUDIT_CHECK: "Every month that was built kept its contract and is published.",
-    "keys_unique": "No key stands in two months.",
-    "references_resolve": "Every key points at a row that exists.",
-    "rows_conserved": "Rows that came in = published + quarantined + superseded, month by month.",
-    "money_conserved": "Monthly sums equal those of the table the rows come from, to the cent.",
-}
-#: The check of lateness (`metalayer.automation.freshness`): what time brings, not what a build did.
-DUE_CHECK = "due_month_present"
 #: What to do when a check fails. Where a table only warns, see `_NEXT_OF_WARNINGS`.
 _NEXT = {
     AUDIT_CHECK: "`metalayer rejects {table}` shows the rows of earlier builds, "
@@ -66,24 +63,15 @@ def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
     """The blocking checks of a table."""
     return [
         dg.AssetCheckSpec(
-            name, asset=asset_key(spec.full_name), description=_DESCRIPTIONS[name], blocking=True
+            name, asset=asset_key(spec.full_name), description=CHECKS[name], blocking=True
         )
-        for name in _blocking_checks(spec)
+        for name in blocking_checks(spec)
     ]
-
-
-def _blocking_checks(spec: TableSpec) -> list[str]:
-    names = [AUDIT_CHECK, "keys_unique", "rows_conserved"]
-    if spec.layer == "gold" and any(c.references for c in spec.columns):
-        names.append("references_resolve")
-    if spec.sums_from:
-        names.append("money_conserved")
-    return names
 
 
 def check_table(
     warehouse: Warehouse, spec: TableSpec, tables: Catalog, report: BuildReport
-) -> Iterator[dg.AssetCheckResult]:
+) -> list[dg.AssetCheckResult]:
     """Ask the blocking checks of `spec` about the published months that have not passed them yet.
 
     A month whose inputs have changed since it was built is asked about once it is built again.
@@ -102,14 +90,17 @@ def check_table(
                 "outcome": r.outcome,
                 "rows": r.rows,
                 "quarantined": r.rows_quarantined,
+                "unjudged": r.audit.unjudged if r.audit is not None else 0,
                 "problem": (r.problem or "").partition("\n")[0],
             }
             for r in report.months
         },
     )
     asked = ask_and_mark(warehouse, spec, tables)
-    for name, finding in {AUDIT_CHECK: verdict, **asked.findings}.items():
-        yield _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
+    return [
+        _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
+        for name, finding in {AUDIT_CHECK: verdict, **asked.findings}.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -150,16 +141,25 @@ def _looked_at(spec: TableSpec, tables: Catalog) -> list[TableSpec]:
 def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog) -> Asked:
     """Ask the blocking checks, but for the audit's verdict, about what the transaction sees."""
     job = table_job(spec.full_name, settings)
-    made_from, upstream = tables.made_from(spec.full_name), tables.upstream(spec.full_name)
-    state = load_state(cursor, [*made_from, *upstream])
+    ancestors, upstream = tables.made_from(spec.full_name), tables.upstream(spec.full_name)
+    state = load_state(cursor, [*ancestors, *upstream, *job.upstream])
     published = state.published.get(spec.full_name, {})
-    current = {m: p.rows for m, p in published.items() if not is_stale(job, state, m)}
+    failed = load_failures(cursor).months
+    # A row that moved may still stand in the month it leaves, until that is built. One that failed
+    # as it is will not be: there it stands twice.
+    settled = {
+        month: version.rows
+        for month, version in published.items()
+        if not is_stale(job, state, month)
+        or failed.get((spec.full_name, month))
+        == made_from(job.code_version, job.inputs(state, month))
+    }
     versions = to_be_checked(job, state)
     months = list(versions)
-    restored = _restored(state, made_from)
+    restored = _restored(state, ancestors)
     conserving = [month for month in months if month not in restored]
     asked: dict[str, Callable[[], Finding]] = {
-        "keys_unique": lambda: checks.keys_unique(cursor, spec, months, current),
+        "keys_unique": lambda: checks.keys_unique(cursor, spec, months, settled),
         "rows_conserved": lambda: _rows_conserved(cursor, settings, job, state, conserving),
         "references_resolve": lambda: _all(
             checks.references_resolve(cursor, spec, c, tables.specs[c.references.table], months)
@@ -168,7 +168,7 @@ def ask_checks(cursor: Any, settings: Settings, spec: TableSpec, tables: Catalog
         ),
         "money_conserved": lambda: _money_conserved(cursor, spec, tables, conserving),
     }
-    findings = {name: asked[name]() for name in _blocking_checks(spec) if name != AUDIT_CHECK}
+    findings = {name: asked[name]() for name in blocking_checks(spec) if name != AUDIT_CHECK}
     return Asked(findings, versions, versions_asked(state, spec.full_name, versions, upstream))
 
 

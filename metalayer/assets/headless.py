@@ -21,17 +21,20 @@ import psutil
 
 from metalayer.assets.atomic import build_atomically
 from metalayer.assets.checks import AUDIT_CHECK, ask_and_mark, asked_of_builds, failed_checks
-from metalayer.assets.keys import asset_key, range_tags, table_of, to_key
+from metalayer.assets.keys import TABLES_TAG, asset_key, range_tags, table_of, to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
 from metalayer.assets.storage import ensure_tables, note_complete
 from metalayer.catalog import catalog
 from metalayer.dagster_home import dagster_environment
 from metalayer.errors import BuildError
 from metalayer.jobs import months_between, table_job
+from metalayer.outages import lost_connection
 from metalayer.planning import Plan, plan, runs_of, without
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import seal
 from metalayer.warehouse.build import MonthResult, build_months, is_stale
 from metalayer.warehouse.keeping import Keeping, prune_expired
+from metalayer.warehouse.phases import Phase, Profile, total
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import load_state
 from metalayer.warehouse.sweep import sweep
@@ -41,6 +44,8 @@ PROCESS_TAG = "metalayer/process"
 #: A round only follows a round that changed something; more than this is a defect, not a history.
 _MOST_ROUNDS = 200
 _RECYCLE_SECONDS = 3600
+#: What psycopg2 raises when a connection breaks.
+_OF_A_CONNECTION = ("OperationalError", "InterfaceError")
 
 
 @dataclass
@@ -53,6 +58,7 @@ class BuildOutcome:
         warnings: The same of checks that only warn.
         errors: Other failures of steps, as text.
         runs: Ids of the Dagster runs.
+        phases: Seconds of these runs, by phase.
     """
 
     months: list[MonthResult] = field(default_factory=list)
@@ -60,6 +66,7 @@ class BuildOutcome:
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
+    phases: dict[Phase, float] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:
@@ -103,6 +110,17 @@ def dagster_instance(settings: Settings, storage_url: str) -> Iterator[dg.Dagste
         yield instance
 
 
+def clear_up(warehouse: Warehouse) -> None:
+    """Do what others were killed before: drop staged months, and versions whose days have passed.
+
+    And chain what waits for the audit log.
+    """
+    settings = warehouse.settings
+    seal(warehouse.pool, settings)
+    sweep(warehouse.pool)
+    prune_expired(warehouse.pool, Keeping(settings.keep_versions, settings.keep_version_days))
+
+
 def current_plan(
     warehouse: Warehouse,
     selected: set[str] | None = None,
@@ -143,9 +161,7 @@ def build(
     given_up: set[tuple[str, date]] = set()
     blocked: set[str] = set()
     listening = replace(warehouse, landed=_both(outcome.months.append, landed))
-    sweep(warehouse.pool)
-    settings = warehouse.settings
-    prune_expired(warehouse.pool, Keeping(settings.keep_versions, settings.keep_version_days))
+    clear_up(warehouse)
     _empty_months_before_the_first(listening)
     _ask_upstream(warehouse, selected, outcome, blocked)
     if atomic:
@@ -278,13 +294,16 @@ def _run(
     # Loading the definitions takes seconds; commands that build nothing do without them.
     from metalayer.definitions import defs
 
-    with lent_to_runs(warehouse):
+    profile = Profile()
+    with lent_to_runs(replace(warehouse, profile=profile)):
         result = _job(defs, tables).execute_in_process(
             instance=instance,
             raise_on_error=False,
             tags={
                 **range_tags(to_key(first), to_key(last)),
                 PROCESS_TAG: _this_process(),
+                # A run in this process does not say itself what it was selected from.
+                TABLES_TAG: " ".join(tables),
             },
             run_config={
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
@@ -298,6 +317,7 @@ def _run(
             },
         )
     outcome.runs.append(result.run_id)
+    outcome.phases = total([outcome.phases, profile.seconds()])
     for evaluation in result.get_asset_check_evaluations():
         if evaluation.passed:
             continue
@@ -340,6 +360,9 @@ def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[st
     text = error.message.strip()
     if _is_ours(text):
         text = text.partition(": ")[2]
+    elif error.cls_name in _OF_A_CONNECTION:
+        # Dagster's own storage has lost it: what it keeps of that is text.
+        text = str(lost_connection(text.partition(": ")[2].partition("\n")[0]))
     outcome.errors.append(f"{(event.step_key or '').replace('__', '.')}: {text}")
     if event.step_key:
         blocked.add(event.step_key.replace("__", ".", 1))

@@ -17,6 +17,8 @@ from dagster._core.storage.tags import (
 
 #: Partition keys are written like months everywhere else: "2025-01".
 KEY_FORMAT = "%Y-%m"
+#: The tables of a run that a command executes, with blanks between.
+TABLES_TAG = "metalayer/tables"
 
 
 def asset_key(table: str) -> dg.AssetKey:
@@ -31,6 +33,9 @@ def table_of(key: dg.AssetKey) -> str:
 
 def tables_of(run: dg.DagsterRun | dg.RunRequest) -> set[str]:
     """The tables that a run was asked to build; none for a run over all there are."""
+    told = run.tags.get(TABLES_TAG)
+    if told is not None:
+        return set(told.split())
     return {table_of(key) for key in run.asset_selection or ()}
 
 

@@ -7,19 +7,27 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import dagster as dg
 from sqlalchemy import Engine
 
+from metalayer.assets.keys import range_of, tables_of
 from metalayer.catalog import catalog, is_outdated
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import record, seal
 from metalayer.warehouse.build import MonthResult
 from metalayer.warehouse.migrate import prepare
+from metalayer.warehouse.phases import Profile, in_words
 from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.server import warehouse_server
+
+#: Where the time of a run went, see `metalayer.warehouse.phases`.
+SECONDS_TAG = "metalayer/seconds"
+#: Why a run was started; whoever launches it in the UI may say so.
+WHY_TAG = "metalayer/why"
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,13 @@ class Warehouse:
         pool: Connections, as many as `settings.workers` and one more.
         settings: The settings it was opened with.
         landed: Told each month's result as it lands; a command shows its progress by it.
+        profile: Where the time of the run goes that it was opened for, or lent to.
     """
 
     pool: Engine
     settings: Settings
     landed: Callable[[MonthResult], None] | None = None
+    profile: Profile = field(default_factory=Profile, compare=False)
 
 
 @contextlib.contextmanager
@@ -42,7 +52,7 @@ def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehou
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
     with warehouse_server(settings, progress) as server:
         # One connection more than workers: checks and the ledger ask beside the builds.
-        pool = connect_pool(server.warehouse_url, settings.workers + 1)
+        pool = connect_pool(server.warehouse_url, settings.workers + 1, settings.why)
         try:
             with transaction(pool) as connection:
                 prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
@@ -62,14 +72,33 @@ def lent_to_runs(warehouse: Warehouse) -> Iterator[None]:
 
 
 @dg.resource(description="The PostgreSQL that holds the tables, from METALAYER_* settings")
-def warehouse_resource(_context: dg.InitResourceContext) -> Iterator[Warehouse]:
-    """Opens the warehouse for a run, unless the process that executes it has lent its own."""
-    lent = _lent.get()
-    if lent is not None:
-        yield lent
-        return
-    with open_warehouse(Settings.load()) as warehouse:
-        yield warehouse
+def warehouse_resource(context: dg.InitResourceContext) -> Iterator[Warehouse]:
+    """Opens the warehouse for a run, unless the process that executes it has lent its own.
+
+    At the end the run is told where its time went: in a tag, which the UI shows with the run.
+    """
+    with contextlib.ExitStack() as stack:
+        warehouse = _lent.get() or stack.enter_context(open_warehouse(Settings.load()))
+        if context.run is not None:
+            _record_build(warehouse, context.run)
+        try:
+            yield warehouse
+        finally:
+            seal(warehouse.pool, warehouse.settings)
+            if context.instance is not None and context.run is not None:
+                spent = {SECONDS_TAG: in_words(warehouse.profile.seconds())}
+                context.instance.add_run_tags(context.run.run_id, spent)
+
+
+def _record_build(warehouse: Warehouse, run: dg.DagsterRun) -> None:
+    """Note in the audit log that a run begins; its publishes name it."""
+    details = {
+        "job": run.job_name,
+        "tables": sorted(tables_of(run)),
+        "months": list(range_of(run.tags) or ()),
+    }
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        record(cursor, "build", f"run {run.run_id}", details, why=run.tags.get(WHY_TAG, ""))
 
 
 #: What runs write to their process's output: warnings. Everything is in their events.

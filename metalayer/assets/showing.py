@@ -17,12 +17,13 @@ import dagster as dg
 from metalayer.assets.keys import to_key
 from metalayer.assets.types import BuildReport
 from metalayer.catalog import Catalog
-from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema
+from metalayer.contracts.contract import TableSpec
+from metalayer.contracts.promises import column_rules, column_tags, row_rules
 from metalayer.lineage.select import render
 from metalayer.settings import PROJECT_ROOT
 from metalayer.warehouse.build import MonthResult
-from metalayer.warehouse.ddl import month_bounds
-from metalayer.warehouse.violations import readable_rule
+from metalayer.warehouse.ddl import describe, month_bounds
+from metalayer.warehouse.phases import Phase, in_order
 
 #: So many months a check's table lists at most, those that failed before the others.
 MOST_MONTHS = 60
@@ -43,8 +44,8 @@ def freshness(spec: TableSpec) -> dg.FreshnessPolicy:
 def description(spec: TableSpec, tables: Catalog) -> str:
     """What the table is, and its SELECT as written."""
     if spec.full_name not in tables.selects:
-        return spec.description
-    return f"{spec.description}\n\n```sql\n{tables.selects[spec.full_name].text.strip()}\n```"
+        return describe(spec)
+    return f"{describe(spec)}\n\n```sql\n{tables.selects[spec.full_name].text.strip()}\n```"
 
 
 def table_metadata(spec: TableSpec, tables: Catalog, month: date) -> dict[str, Any]:
@@ -86,7 +87,6 @@ def table_metadata(spec: TableSpec, tables: Catalog, month: date) -> dict[str, A
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
     """The columns with type, meaning, constraints, and tags for what is personal."""
-    checks = pandera_schema(spec)
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
@@ -96,55 +96,36 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
                 dg.TableColumnConstraints(
                     nullable=c.nullable,
                     unique=spec.key == (c.name,),
-                    other=_constraints(spec, c, _rules(checks.columns.get(c.name))),
+                    other=column_rules(spec, c),
                 ),
-                tags=_tags(c),
+                tags=column_tags(c),
             )
             for c in spec.columns
         ],
         constraints=dg.TableConstraints(
-            [f"({', '.join(spec.key)}) is unique", *_rules(checks)]
+            [f"({', '.join(spec.key)}) is unique", *row_rules(spec)]
             if len(spec.key) > 1
-            else _rules(checks)
+            else row_rules(spec)
         ),
     )
-
-
-def _rules(schema: Any) -> list[str]:
-    """The rules of a Pandera schema or column, in words."""
-    found = schema.checks if schema is not None else ()
-    return [readable_rule(str(check.error or check.name)) for check in found or ()]
-
-
-def _constraints(spec: TableSpec, column: ColumnSpec, rules: list[str]) -> list[str]:
-    found = []
-    if column.is_key and len(spec.key) > 1:
-        found.append(f"part of the key ({', '.join(spec.key)})")
-    if column.name == spec.month_column:
-        found.append("its month is the partition")
-    found += rules
-    if column.references is not None:
-        found.append(f"references {column.references.table}.{column.references.column}")
-    if column.derived is not None:
-        found.append("computed on reading")
-    return found
-
-
-def _tags(column: ColumnSpec) -> dict[str, str]:
-    tags = {"pii": column.pii} if column.pii else {}
-    return tags | ({"free_text": ""} if column.is_free_text else {})
 
 
 # --- builds ------------------------------------------------------------------------------------
 
 
-def step_metadata(report: BuildReport, lineage: dg.TableColumnLineage | None) -> dict[str, Any]:
-    """What one step did, over all of its months."""
+def step_metadata(
+    report: BuildReport, spent: Mapping[Phase, float], lineage: dg.TableColumnLineage | None
+) -> dict[str, Any]:
+    """What one step did, over all of its months, and the seconds it spent in each phase."""
     facts: dict[str, Any] = {
         "dagster/row_count": sum(r.rows + r.rows_superseded for r in report.months),
         "rows_quarantined_of_step": sum(r.rows_quarantined for r in report.months),
         "months_published": sum(r.outcome == "published" for r in report.months),
         "months_unchanged": sum(r.outcome in ("confirmed", "current") for r in report.months),
+        **{
+            f"seconds_{phase.replace(' ', '_')}": round(seconds, 3)
+            for phase, seconds in in_order(spent).items()
+        },
     }
     if lineage is not None:
         facts["dagster/column_lineage"] = lineage

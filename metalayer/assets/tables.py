@@ -37,6 +37,7 @@ from metalayer.lineage.select import Reach
 from metalayer.outages import outage, refusal
 from metalayer.planning import months_with_data
 from metalayer.warehouse.build import MonthResult, build_months
+from metalayer.warehouse.phases import share, total
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.sampling import sample_rows
 from metalayer.warehouse.state import load_state
@@ -126,31 +127,34 @@ def _build(
     warehouse: Warehouse = context.resources.warehouse
     results: list[MonthResult] = []
     unreported: list[MonthResult] = []
-    reported = time.monotonic()
+    began = reported = time.monotonic()
     try:
-        for result in build_months(
-            warehouse.pool,
-            table_job(spec.full_name, warehouse.settings),
-            _months_to_build(context, spec, warehouse),
-            workers=warehouse.settings.workers,
-            run_id=context.run.run_id,
-            force=config.force
-            or context.run.tags.get(FORCE_TAG) == "true"
-            or to_months(config.force_months),
-        ):
-            results.append(result)
-            if warehouse.landed is not None:
-                warehouse.landed(result)
-            if result.outcome != "failed":
-                unreported.append(result)
-            if time.monotonic() - reported > REPORT_AFTER_SECONDS:
-                yield from (_materialization(r) for r in unreported)
-                unreported, reported = [], time.monotonic()
+        with warehouse.profile.at_work():
+            for result in build_months(
+                warehouse.pool,
+                table_job(spec.full_name, warehouse.settings),
+                _months_to_build(context, spec, warehouse),
+                workers=warehouse.settings.workers,
+                run_id=context.run.run_id,
+                force=config.force
+                or context.run.tags.get(FORCE_TAG) == "true"
+                or to_months(config.force_months),
+            ):
+                results.append(result)
+                warehouse.profile.add(result.phases)
+                if warehouse.landed is not None:
+                    warehouse.landed(result)
+                if result.outcome != "failed":
+                    unreported.append(result)
+                if time.monotonic() - reported > REPORT_AFTER_SECONDS:
+                    yield from (_materialization(r) for r in unreported)
+                    unreported, reported = [], time.monotonic()
     except Exception:
         # The step breaks off; what has landed is materialized all the same.
         yield from (_materialization(r) for r in unreported)
         raise
     report = BuildReport(spec.full_name, tuple(sorted(results, key=lambda r: r.month)))
+    spent = share(time.monotonic() - began, total(r.phases for r in results))
     # A log line is an event of its own in Dagster's storage: one for the step, not one a month.
     context.log.info("\n".join(_line(result) for result in report.months))
     if report.failed:
@@ -161,9 +165,13 @@ def _build(
             month_metadata(result), asset_key=context.asset_key, partition_key=to_key(result.month)
         )
     _add_sample(context, warehouse, spec, report)
-    yield from check_table(warehouse, spec, tables, report)
+    began = time.monotonic()
+    with warehouse.profile.spending("check"):
+        checked = check_table(warehouse, spec, tables, report)
+    spent["check"] = time.monotonic() - began
+    yield from checked
     context.set_data_version(context.asset_key, _data_version(report))
-    yield dg.Output(report, metadata=step_metadata(report, lineage()))
+    yield dg.Output(report, metadata=step_metadata(report, spent, lineage()))
 
 
 def _add_sample(
@@ -246,4 +254,6 @@ def _line(result: MonthResult) -> str:
         f"{result.table} {to_key(result.month)} {result.outcome}: {result.rows:,} rows, "
         f"{result.rows_quarantined:,} quarantined, {result.rows_superseded:,} superseded"
     )
+    if result.audit is not None and result.audit.unjudged:
+        line += f", {result.audit.unjudged:,} not looked at"
     return f"{line}. {result.problem}" if result.problem else line

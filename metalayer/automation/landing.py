@@ -22,10 +22,10 @@ from metalayer.automation.retries import EARLIER_SECONDS, Asked, fingerprint
 from metalayer.catalog import catalog
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.entries import Candidate
-from metalayer.landing.files import LandedFile, Skipped, discover
-from metalayer.landing.ledger import Registration, register
+from metalayer.landing.files import FileState, LandedFile, Skipped, discover
+from metalayer.landing.ledger import LedgerBusyError, Registration, register
 from metalayer.landing.outdated import outdated_deliveries
-from metalayer.landing.shape import terms_of
+from metalayer.landing.shape import terms_of, unpacking_of
 from metalayer.outages import outage, refusal
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
@@ -85,7 +85,8 @@ def look(warehouse: Warehouse) -> Waiting:
     """Compare the landing zone with the ledger; reads no file."""
     settings = warehouse.settings
     today = datetime.now(UTC).date()
-    terms = {n: terms_of(s, settings.start_month, today) for n, s in catalog().sources.items()}
+    unpacking, sources = unpacking_of(settings), catalog().sources
+    terms = {n: terms_of(s, settings.start_month, today, unpacking) for n, s in sources.items()}
     files, skipped = discover(settings.landing, [t.source for t in terms.values()])
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         candidates, withdrawn = awaiting(cursor, terms, files)
@@ -124,9 +125,16 @@ def _tick(
     elif unfinished is not None:
         lines.append(f"{waiting.text}; run {unfinished[:8]} is taking files in")
     elif waiting.is_little:
-        registration = take_in_files(warehouse)
-        for line in said_of(registration):
-            context.log.info(line)
+        # No more than was judged to be little, and no longer than a tick may take.
+        judged = {candidate.landed.state for candidate in waiting.candidates}
+        try:
+            registration = take_in_files(warehouse, only=judged, waits=False)
+        except LedgerBusyError:
+            lines.append(f"{waiting.text}; another process is taking files in")
+        else:
+            news = [skipped for skipped in registration.skipped if skipped not in waiting.left]
+            for line in said_of(replace(registration, skipped=news)):
+                context.log.info(line)
     else:
         line, told, requests = _ask_for_run(told, waiting)
         context.log.info(line)
@@ -159,10 +167,23 @@ def _unfinished_run(instance: dg.DagsterInstance) -> str | None:
     return runs[0].run_id if runs else None
 
 
-def take_in_files(warehouse: Warehouse, tell: Any = None) -> Registration:
-    """Bring the ledger up to date with the landing zone."""
+def take_in_files(
+    warehouse: Warehouse,
+    tell: Any = None,
+    *,
+    only: Set[FileState] | None = None,
+    waits: bool = True,
+) -> Registration:
+    """Bring the ledger up to date with the landing zone; see `register`."""
     try:
-        return register(warehouse.pool, warehouse.settings, catalog().sources, progress=tell)
+        return register(
+            warehouse.pool,
+            warehouse.settings,
+            catalog().sources,
+            progress=tell,
+            only=only,
+            waits=waits,
+        )
     except psycopg2.Error as error:
         # PostgreSQL's own words may quote a row.
         raise outage(error) or refusal(error) from None
@@ -177,7 +198,8 @@ def take_in_files(warehouse: Warehouse, tell: Any = None) -> Registration:
 def take_in_op(context: dg.OpExecutionContext) -> Iterator[Any]:
     """Take in everything that waits."""
     warehouse: Warehouse = context.resources.warehouse
-    registration = take_in_files(warehouse, context.log.info)
+    with warehouse.profile.spending("read"):
+        registration = take_in_files(warehouse, context.log.info)
     for line in said_of(registration):
         context.log.info(line)
     yield dg.Output(None)

@@ -3,10 +3,15 @@
     ask.py        status, ledger, rejects, query: read the warehouse, in well under a second
     build.py      land, build
     plan.py       build --plan
+    trace.py      trace
     versions.py   versions, diff, rollback
+    audit.py      audit
     migrate.py    migrate
+    roles.py      roles
+    scan.py       scan
     up.py         up
     demo.py       demo
+    catalog.py    docs, contracts: what the tables are, without a database
     tools.py      generate, doctor
     selection.py  `gold.agg_*`, `+gold.fact_sales`: words to tables
     formats.py    values as JSON and CSV
@@ -32,7 +37,20 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from metalayer.cli import ask, build, demo, migrate, tools, up, versions
+from metalayer.cli import (
+    ask,
+    audit,
+    build,
+    catalog,
+    demo,
+    migrate,
+    roles,
+    scan,
+    tools,
+    trace,
+    up,
+    versions,
+)
 from metalayer.console import PROG, print_error
 from metalayer.errors import MetaLayerError
 from metalayer.outages import outage
@@ -66,6 +84,16 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         ["migrate --plan", "migrate"],
     ),
     (
+        roles.roles,
+        "Make roles and grants what the contracts say.",
+        ["roles apply --plan", "roles apply"],
+    ),
+    (
+        scan.scan,
+        "Name landed columns that look personal and are not tagged.",
+        ["scan", "scan --region DE --rows 200000"],
+    ),
+    (
         ask.status,
         "Each table: months, rows, last published, fresh or not.",
         ["status", "status --json"],
@@ -86,6 +114,14 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         ],
     ),
     (
+        trace.trace,
+        "Walk a row back to the lines of the landed files.",
+        [
+            'trace gold.fact_sales --where "sales_id = 7"',
+            'trace gold.customer_360 --where "customer_id = 7" --column lifetime_value',
+        ],
+    ),
+    (
         versions.versions,
         "Each kept version of a table's months.",
         ["versions gold.fact_sales", "versions gold.fact_sales 2025-01"],
@@ -99,6 +135,21 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         versions.rollback,
         "Bring an earlier version of a month back.",
         ["rollback gold.fact_sales 2025-01 --to 1"],
+    ),
+    (
+        catalog.docs,
+        "Write the dictionary, a web site of tables and columns.",
+        ["docs", "docs --out site"],
+    ),
+    (
+        catalog.contracts,
+        "Write the contracts in a standard form.",
+        ["contracts export --format odcs --out contracts"],
+    ),
+    (
+        audit.audit,
+        "Who did what, when and why; whether the log is whole.",
+        ["audit", "audit --since 2025-07-01 --action rollback", "audit verify"],
     ),
     (
         tools.generate,

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from metalayer.inspection import Answer, LedgerEntry, Reject, TableStatus
     from metalayer.settings import Settings
 
+_Unmasked = Annotated[
+    bool,
+    typer.Option("--unmasked", help="Show personal values plain, where your database role may."),
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _SHOWN_ROWS = 100
 _SHOWN_LATE = 6
@@ -100,14 +104,18 @@ def rejects(
             "--export", metavar="FILE", help="Write the rows as a CSV that can be mended."
         ),
     ] = None,
+    unmasked: _Unmasked = False,
     as_json: _AsJson = False,
 ) -> None:
     """Show the rows that break a contract: which rule, which value, which line of which file.
 
+    Of a table with personal columns, values and rows are shown as *** unless `--unmasked`. An
+    export is to be mended, so it has them plain; a database role that may not see them gets none.
     To mend rows: `--export fix.csv`, edit the file, `metalayer land --repair fix.csv`, build.
     """
     from metalayer import inspection
     from metalayer.errors import UsageError
+    from metalayer.governance.plain import open_unmasked
 
     if export is not None and (as_json or limit is not None):
         raise UsageError(
@@ -115,18 +123,18 @@ def rejects(
         )
     with warehouse_to_read() as (settings, connection):
         if connection is None:
-            if as_json:
-                write_json([])
-            else:
-                say_nothing_yet(settings)
+            say_nothing_yet(settings, as_json=as_json)
             return
         wanted = inspection.quarantine_filter(connection, table, file, month)
+        if unmasked or export is not None:
+            open_unmasked(connection, "rejects")
+            _record(settings, "unmasked_read" if export is None else "export", "rejects")
         if export is not None:
             from metalayer.cli.repair import export_rejects
 
             export_rejects(connection, settings, wanted, export)
             return
-        with inspection.rejects(connection, wanted) as (count, rows):
+        with inspection.rejects(connection, wanted, unmasked=unmasked) as (count, rows):
             if as_json:
                 write_json(itertools.islice(rows, limit))
             elif not count:
@@ -157,15 +165,24 @@ def query(
             help="Read the tables as they were then: 2025-07-01T10:30 (UTC), or version 3.",
         ),
     ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="CSV exactly as it is, also what a spreadsheet would run."),
+    ] = False,
+    unmasked: _Unmasked = False,
 ) -> None:
     """Ask the warehouse in SQL. JSON and CSV are streamed, however many rows there are.
 
+    In CSV a text that a spreadsheet would run as a formula gets an apostrophe before it; `--raw`
+    leaves it as it is.
+
     With `--as-of` every table and view is read as it was, as far as versions of it are kept; what
-    lies in `meta` is as it is now.
+    lies in `meta` is as it is now. Personal values are masked, unless `--unmasked`.
     """
     from metalayer import inspection
     from metalayer.cli.formats import csv_line, json_lines
     from metalayer.errors import UsageError, WarehouseError
+    from metalayer.governance.plain import keep_masked, open_unmasked
 
     if not sql.strip():
         raise UsageError("The query is empty", 'Write one, as in: `metalayer query "select 1"`')
@@ -175,6 +192,12 @@ def query(
                 f"Nothing has been built yet at {_place(settings)}",
                 "Start with `metalayer demo`, or `metalayer land` and `metalayer build`.",
             )
+        if unmasked:
+            open_unmasked(connection, "the query")
+            # Not the query itself, which may name somebody.
+            _record(settings, "unmasked_read", "query")
+        else:
+            keep_masked(connection, sql)
         if as_of is not None:
             sql = _in_the_past(connection, sql, as_of)
         with inspection.ask(connection, sql) as answer:
@@ -183,10 +206,17 @@ def query(
                     objects = (dict(zip(answer.columns, row, strict=True)) for row in answer.rows)
                     sys.stdout.writelines(json_lines(objects))
                 case Format.csv:
-                    sys.stdout.write(csv_line(answer.columns))
-                    sys.stdout.writelines(map(csv_line, answer.rows))
+                    sys.stdout.write(csv_line(answer.columns, is_raw=raw))
+                    sys.stdout.writelines(csv_line(row, is_raw=raw) for row in answer.rows)
                 case Format.table:
                     _print_answer(answer)
+
+
+def _record(settings: Settings, action: str, subject: str) -> None:
+    """Tell the audit log, before anything is shown: what it cannot be told is not done."""
+    from metalayer.warehouse.acts import record_now
+
+    record_now(settings, action, subject)
 
 
 def _in_the_past(connection: Any, query: str, as_of: str) -> str:
@@ -212,8 +242,11 @@ def warehouse_to_read() -> Iterator[tuple[Settings, Any]]:
         yield settings, connection
 
 
-def say_nothing_yet(settings: Settings) -> None:
-    """That there is no warehouse yet, and how to begin."""
+def say_nothing_yet(settings: Settings, *, as_json: bool = False) -> None:
+    """That there is no warehouse yet, and how to begin; as JSON, an empty list."""
+    if as_json:
+        write_json([])
+        return
     say(f"Nothing has been built yet at {_place(settings)}.")
     say_next(
         ("demo", "builds the sample that comes with MetaLayer"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from metalayer.cli.audit import Why
 from metalayer.console import (
     Column,
     print_error,
@@ -25,6 +26,7 @@ from metalayer.console import (
     working,
 )
 from metalayer.errors import UsageError
+from metalayer.warehouse.phases import in_words
 
 if TYPE_CHECKING:
     from metalayer.cli.running import Build
@@ -50,6 +52,7 @@ def land(
         bool,
         typer.Option("--withdraw", help="They have landed: take them out, as if never come."),
     ] = False,
+    why: Why = None,
 ) -> None:
     """Copy exports into the landing zone; each appears there whole or not at all.
 
@@ -113,6 +116,7 @@ def build(
         bool, typer.Option("--atomic", help="Publish everything at once, or nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    why: Why = None,
 ) -> None:
     """Take in what has landed and build every month that is out of date, through Dagster.
 
@@ -244,7 +248,7 @@ def _print_outcome(done: Build) -> None:
 def _print_build(done: Build, settings: Settings, *, is_partial: bool) -> None:
     if done.outcome.months:
         _print_outcome(done)
-        say(f"Done in {done.seconds:.1f} s.")
+        say(f"Done in {done.seconds:.1f} s: {in_words(done.phases)}.")
         if not done.failures:
             say_next(("status", "each table"), ("rejects", "the rows that were left out"))
     elif not done.failures:

@@ -14,6 +14,8 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+from metalayer.spreadsheets import defused
+
 _NEEDS_QUOTES = re.compile(r'[,"\r\n]|^\s|\s$')
 _quote = json.JSONEncoder(ensure_ascii=False).encode
 # As PostgreSQL spells them.
@@ -53,8 +55,15 @@ def json_lines(values: Iterable[Any]) -> Iterator[str]:
     yield "[]\n" if before == "[" else "\n]\n"
 
 
-def csv_line(values: Sequence[Any]) -> str:
-    """A line of CSV as PostgreSQL's COPY reads it: NULL is nothing, an empty text is `""`."""
+def csv_line(values: Sequence[Any], *, is_raw: bool = True) -> str:
+    """A line of CSV as PostgreSQL's COPY reads it: NULL is nothing, an empty text is `""`.
+
+    Args:
+        is_raw: Whether texts are written as they are, also those that a spreadsheet takes for
+            formulas.
+    """
+    if not is_raw:
+        values = [defused(value) if isinstance(value, str) else value for value in values]
     return ",".join(map(_csv_field, values)) + "\n"
 
 

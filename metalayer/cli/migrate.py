@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metalayer.cli.audit import Why
 from metalayer.console import print_error, say, say_next, shown, stdout, working
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def migrate(
         bool, typer.Option("--plan", help="Print the statements, and change nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of SQL.")] = False,
+    why: Why = None,
 ) -> None:
     """Bring the tables in line with the contracts; `build` does it too, before anything else.
 
@@ -62,6 +64,7 @@ def _planned(settings: Settings) -> Migration:
 
 def _applied(settings: Settings) -> Migration:
     from metalayer.catalog import catalog
+    from metalayer.warehouse.acts import seal
     from metalayer.warehouse.migrate import prepare
     from metalayer.warehouse.pool import connect_pool, transaction
     from metalayer.warehouse.server import warehouse_server
@@ -70,10 +73,12 @@ def _applied(settings: Settings) -> Migration:
         working("Starting PostgreSQL") as tell,
         warehouse_server(settings, tell) as server,
     ):
-        pool = connect_pool(server.warehouse_url, 1)
+        pool = connect_pool(server.warehouse_url, 1, settings.why)
         try:
             with transaction(pool) as connection:
-                return prepare(connection, list(catalog().specs.values()), catalog().selects)
+                done = prepare(connection, list(catalog().specs.values()), catalog().selects)
+            seal(pool, settings)
+            return done
         finally:
             pool.dispose()
 

@@ -56,6 +56,7 @@ def land_repairs(files: Sequence[Path], settings: Settings) -> None:
         from metalayer.catalog import catalog
         from metalayer.inspection import reading
         from metalayer.landing.repair import land_repair
+        from metalayer.warehouse.acts import record_now
 
     with working("Starting PostgreSQL") as tell, reading(settings, tell) as connection:
         if connection is None:
@@ -64,7 +65,10 @@ def land_repairs(files: Sequence[Path], settings: Settings) -> None:
             )
         for path in files:
             # Each is said as it lands: one that is refused takes nothing back.
-            _say(path, land_repair(connection, settings, catalog().sources, path), settings)
+            landed = land_repair(connection, settings, catalog().sources, path)
+            for name in landed.names:
+                record_now(settings, "repair", name, {"landed": True})
+            _say(path, landed, settings)
 
 
 def _say(path: Path, landed: Landed, settings: Settings) -> None:

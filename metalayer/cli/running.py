@@ -21,7 +21,9 @@ from metalayer.catalog import LAYERS, catalog
 from metalayer.console import BuildProgress, sparing, working
 from metalayer.landing.ledger import Registration, register
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import seal
 from metalayer.warehouse.build import MonthResult
+from metalayer.warehouse.phases import Phase, total
 from metalayer.warehouse.server import warehouse_server
 
 
@@ -53,6 +55,7 @@ class Build:
     outcome: BuildOutcome
     seconds: float
     tables: list[TableOutcome] = field(default_factory=list)
+    phases: dict[Phase, float] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -76,6 +79,7 @@ class Build:
         return {
             "succeeded": not self.failures,
             "seconds": round(self.seconds, 1),
+            "phases": {phase: round(seconds, 3) for phase, seconds in self.phases.items()},
             "tables": self.tables,
             "deliveries": [
                 {
@@ -109,6 +113,7 @@ def platform(settings: Settings) -> Iterator[tuple[Warehouse, dg.DagsterInstance
             warehouse = stack.enter_context(open_warehouse(settings, tell))
             instance = stack.enter_context(dagster_instance(settings, server.dagster_url))
         yield warehouse, instance
+        seal(warehouse.pool, settings)
 
 
 def run(
@@ -131,6 +136,7 @@ def run(
         registration = register(
             warehouse.pool, warehouse.settings, catalog().sources, progress=sparing(tell)
         )
+    reading = time.monotonic() - began
     if registered is not None:
         registered(registration)
     with BuildProgress() as progress:
@@ -145,6 +151,9 @@ def run(
             landed=progress.landed,
         )
     done = Build(registration, outcome, time.monotonic() - began)
+    # What no run has spent went into planning, between them.
+    rest = done.seconds - sum(outcome.phases.values()) - reading
+    done.phases = total([{"read": reading, "plan": max(rest, 0.0)}, outcome.phases])
     done.tables = _by_table(registration, outcome)
     return done
 

@@ -18,6 +18,10 @@ def up(
         str, typer.Option("--host", help="Address to listen at. Nobody is asked who they are.")
     ] = "127.0.0.1",
     demo: Annotated[bool, typer.Option("--demo", help="Land the sample as it starts.")] = False,
+    read_only: Annotated[
+        bool,
+        typer.Option("--read-only", help="The web interface only shows: nobody can start a run."),
+    ] = False,
 ) -> None:
     """Run the platform: web interface, sensors and runs, until Ctrl-C.
 
@@ -48,5 +52,5 @@ def up(
             ("status", "each table"),
         )
 
-    platform = Platform(settings, host, port, tell)
+    platform = Platform(settings, host, port, tell, read_only=read_only)
     platform.run(prepare, ready)

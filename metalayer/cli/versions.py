@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from metalayer.cli.ask import say_nothing_yet, warehouse_to_read, write_json
+from metalayer.cli.audit import Why
 from metalayer.console import (
     Column,
     ago,
@@ -114,6 +116,7 @@ def rollback(
     month: _Month,
     to: Annotated[int, typer.Option("--to", min=1, help="The version to bring back.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    why: Why = None,
 ) -> None:
     """Make an earlier version of a month what readers see, at once, whatever its size.
 
@@ -128,6 +131,7 @@ def rollback(
     with working("Loading the tables"):
         from metalayer.catalog import catalog
         from metalayer.warehouse.keeping import Keeping
+        from metalayer.warehouse.versions import Aftermath, aftermath
         from metalayer.warehouse.versions import rollback as roll_back
 
         spec = catalog().spec(table)
@@ -136,10 +140,12 @@ def rollback(
             keeping = Keeping(settings.keep_versions, settings.keep_version_days)
             done = roll_back(pool, spec, wanted, to, keeping)
         is_stale = done.has_changed and _is_stale(pool, spec, wanted, settings)
+        # Asked once readers see the version: looking for keys takes longer than bringing it back.
+        moved = aftermath(pool, spec, wanted, done) if done.has_changed else Aftermath(0, 0)
     if as_json:
         from metalayer.cli.formats import json_text
 
-        sys.stdout.write(json_text(done) + "\n")
+        sys.stdout.write(json_text({**asdict(done), **asdict(moved)}) + "\n")
     elif not done.has_changed:
         say(f"Nothing to do: {table} {month} has the rows of version {to} already.")
     else:
@@ -152,10 +158,18 @@ def rollback(
                 f"{table} {month} was out of date already: the next build makes it anew from what "
                 "has been delivered"
             )
-        say_next(
-            ("build --plan", "what is made from it, and has to follow"),
-            (f"rollback {table} {month} --to {done.replaced}", "takes it back"),
-        )
+        if moved.repeated:
+            print_warning(
+                f"rows of it that stand in another month as well, as they have moved: "
+                f"{moved.repeated:,}. The next build names some and stops behind them: roll that "
+                "month back too, or take this back"
+            )
+        if moved.gone:
+            print_warning(f"rows of version {done.replaced} that {month} lacks now: {moved.gone:,}")
+        steps = [("build --plan", "what is made from it, and has to follow")]
+        if moved.gone is not None:
+            steps.append((f"rollback {table} {month} --to {done.replaced}", "takes it back"))
+        say_next(*steps)
 
 
 @contextlib.contextmanager
@@ -163,6 +177,7 @@ def _warehouse_to_write(settings: Settings) -> Iterator[Engine]:
     """Connections to the warehouse, in line with the contracts, without Dagster."""
     from metalayer.catalog import catalog
     from metalayer.errors import WarehouseError
+    from metalayer.warehouse.acts import seal
     from metalayer.warehouse.migrate import prepare
     from metalayer.warehouse.pool import connect_pool, transaction
     from metalayer.warehouse.server import warehouse_server
@@ -174,11 +189,12 @@ def _warehouse_to_write(settings: Settings) -> Iterator[Engine]:
     with contextlib.ExitStack() as stack:
         with working("Starting PostgreSQL") as tell:
             server = stack.enter_context(warehouse_server(settings, tell))
-        pool = connect_pool(server.warehouse_url, 1)
+        pool = connect_pool(server.warehouse_url, 1, settings.why)
         stack.callback(pool.dispose)
         with transaction(pool) as connection:
             prepare(connection, list(catalog().specs.values()), catalog().selects)
         yield pool
+        seal(pool, settings)
 
 
 def _is_stale(pool: Any, spec: TableSpec, month: date, settings: Settings) -> bool:

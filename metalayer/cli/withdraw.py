@@ -25,9 +25,11 @@ def withdraw_files(names: Sequence[str], settings: Settings) -> None:
         from metalayer.assets.resources import open_warehouse
         from metalayer.catalog import catalog
         from metalayer.landing.withdraw import withdraw
+        from metalayer.warehouse.acts import seal
     with open_warehouse(settings) as warehouse:
         for name in names:
             _say(withdraw(warehouse.pool, settings, catalog().sources, name))
+        seal(warehouse.pool, settings)
     say("Earlier versions of a file do not come back. Land it again to take it in again.")
     say_next(("build", "brings the tables in line"))
 

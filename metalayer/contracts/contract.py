@@ -25,11 +25,22 @@ from typing import Any, Literal, get_args, get_type_hints
 import pandera.polars as pa
 import polars as pl
 
+from metalayer.contracts.classification import (
+    Sensitivity,
+    checked_kind,
+    checked_reason,
+    checked_sensitivity,
+)
 from metalayer.contracts.due import Due as Due
 from metalayer.errors import ContractError
 
 Layer = Literal["bronze", "silver", "gold"]
 OnNewColumn = Literal["rescue", "evolve", "freeze"]
+Reader = Literal["analyst", "bi", "engineer", "steward"]
+#: The roles that a contract can open its table to, each `metalayer_<reader>` in PostgreSQL.
+READERS: tuple[str, ...] = get_args(Reader)
+# Nobody else sees what was delivered: bronze is opened to those of them that silver is open to.
+_READERS_OF_BRONZE = ("engineer", "steward")
 
 # Python annotation -> (PostgreSQL type, Polars dtype). Decimal is completed with its scale.
 _TYPES: Mapping[type, tuple[str, Any]] = {
@@ -76,6 +87,8 @@ class ColumnSpec:
         is_landed: Delivered in the files of the contract's `Source`.
         derived: SQL over the stored columns; the column is computed on reading, not stored.
         is_free_text: Typed by people, who may write anything; never shown in samples.
+        sensitivity: Who may see it, from "public" to "restricted".
+        declassified: Why the column is not as personal as what it is made from, or None.
     """
 
     name: str
@@ -91,6 +104,8 @@ class ColumnSpec:
     derived: str | None = None
     # Says nothing of the rows, so it is no part of what makes them out of date.
     is_free_text: bool = field(default=False, repr=False)
+    sensitivity: Sensitivity = field(default="internal", repr=False)
+    declassified: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,7 @@ class TableSpec:
             value in it, or None. A change of a few values then rebuilds their rows alone.
         unknown_member: Values of the member that facts without a match point at, or None.
         views: Name -> SELECT of further views beside the table.
+        readers: Roles that may read it and its views, of `READERS`; nobody unless it says so.
         source: The landed files (silver), the same on the bronze table derived from it.
         contract: The Pandera model, None for a derived bronze table.
         path: File of the contract, for messages.
@@ -155,6 +171,7 @@ class TableSpec:
     due: Due | None = _DUE
     unknown_member: Mapping[str, Any] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
+    readers: tuple[str, ...] = ()
     source: SourceSpec | None = None
     contract: type[Contract] | None = None
     path: Path | None = None
@@ -167,7 +184,8 @@ class TableSpec:
     @property
     def stored_name(self) -> str:
         """Name of the partitioned table that holds the rows; `name` is a view where they differ."""
-        return f"{self.name}_stored" if any(c.derived for c in self.columns) else self.name
+        is_view = any(c.derived or c.pii for c in self.columns)
+        return f"{self.name}_stored" if is_view else self.name
 
     @property
     def stored(self) -> tuple[ColumnSpec, ...]:
@@ -188,6 +206,18 @@ class TableSpec:
     def has_provenance(self) -> bool:
         """Whether each row says which delivery and line it came from."""
         return any(c.name == "_line" for c in self.columns)
+
+    def limit_passed(self, rejects: int, rows: int) -> str | None:
+        """The limit that so many rejects of so many rows are past, in words; None: they are not.
+
+        `max_rejects` is meant as it stands. Of `max_reject_rate` a handful of rows is always let
+        pass: a rate says nothing about so few.
+        """
+        if self.max_rejects is not None and rejects > self.max_rejects:
+            return f"limit {self.max_rejects:,} rows"
+        if rejects > max(REJECTS_ALWAYS_TOLERATED, self.max_reject_rate * rows):
+            return f"limit {self.max_reject_rate * 100:g}%"
+        return None
 
     def column(self, name: str) -> ColumnSpec:
         """The column of that name; `ContractError` listing the columns, when there is none."""
@@ -220,6 +250,8 @@ class _Facts:
     is_landed: bool | None
     derived: str | None
     is_free_text: bool
+    sensitivity: str | None
+    declassified: str | None
 
 
 def column(
@@ -235,6 +267,8 @@ def column(
     landed: bool | None = None,
     derived: str | None = None,
     free_text: bool = False,
+    sensitivity: str | None = None,
+    declassified: str | None = None,
     **rules: Any,
 ) -> Any:
     """Declare a column; `rules` are those of `pandera.Field` (ge, gt, isin, str_matches, ...).
@@ -243,16 +277,19 @@ def column(
         meaning: One sentence for the dictionary.
         precision, scale: Digits in all and after the point of a Decimal. A landed number that
             does not fit without rounding is quarantined.
-        pii: Kind of personal data; such values are masked in messages.
+        pii: Kind of personal data (`classification.Pii`); such values are masked in messages.
         references: "silver.customers.customer_id": every value must exist there.
         null_tokens: Landed texts that mean "no value", e.g. ("NULL", "N/A").
         landed: Whether the source's files have this column; by default all but derived ones do.
         derived: SQL expression computed on reading, e.g. a window function over the versions.
         free_text: Whether people type what they like into it; samples do not show it.
+        sensitivity: "public", "internal", "confidential" or "restricted"; by default what `pii`
+            stands for, and internal without it.
+        declassified: Why a column made from personal or more sensitive ones is neither.
     """
     facts = _Facts(
         role, is_key or role == "key", precision, scale, pii, references, tuple(null_tokens),
-        landed, derived, free_text,
+        landed, derived, free_text, sensitivity, declassified,
     )  # fmt: skip
     return pa.Field(description=meaning, metadata={"metalayer": facts}, **rules)
 
@@ -358,6 +395,7 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         rows_follow=getattr(facts, "rows_follow", None),
         unknown_member=getattr(facts, "unknown_member", None),
         views=dict(getattr(facts, "views", {})),
+        readers=_readers(facts, where),
         source=_source(source, where, columns, month) if source is not None else None,
         contract=contract,
         path=path,
@@ -373,6 +411,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
             nullable=True,
             pii=c.pii,
             is_free_text=c.is_free_text,
+            sensitivity=c.sensitivity,
         )
         for c in silver.landed
     )
@@ -396,6 +435,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
         due=silver.due,
         max_reject_rate=silver.max_reject_rate,
         max_rejects=silver.max_rejects,
+        readers=tuple(r for r in silver.readers if r in _READERS_OF_BRONZE),
         source=silver.source,
         path=silver.path,
     )
@@ -461,7 +501,8 @@ def _columns(
             raise ContractError(
                 f"{where}: '{name}' is declared unique", "Use key(): rows are judged by themselves"
             )
-        sql_type, dtype = _types(types[attribute], facts, f"{where}: '{name}'")
+        named = f"{where}: '{name}'"
+        sql_type, dtype = _types(types[attribute], facts, named)
         columns.append(
             ColumnSpec(
                 name=name,
@@ -470,12 +511,14 @@ def _columns(
                 meaning=info.description or "",
                 nullable=bool(info.nullable),
                 is_key=facts.is_key,
-                pii=facts.pii,
-                references=_reference(facts.references, f"{where}: '{name}'"),
+                pii=checked_kind(facts.pii, named),
+                references=_reference(facts.references, named),
                 null_tokens=facts.null_tokens,
                 is_landed=is_landed and facts.derived is None and facts.is_landed is not False,
                 derived=facts.derived,
                 is_free_text=facts.is_free_text,
+                sensitivity=checked_sensitivity(facts.sensitivity, facts.pii, named),
+                declassified=checked_reason(facts.declassified, named),
             )
         )
     return tuple(columns), month
@@ -488,6 +531,16 @@ def _fresh_within(facts: Any, where: str) -> timedelta:
         raise ContractError(
             f"{where}: Table.fresh_within is {found!r}",
             "Use a timedelta of an hour or more, e.g. timedelta(days=35)",
+        )
+    return found
+
+
+def _readers(facts: Any, where: str) -> tuple[str, ...]:
+    found = getattr(facts, "readers", ())
+    if not isinstance(found, tuple) or not set(found) <= set(READERS):
+        raise ContractError(
+            f"{where}: Table.readers is {found!r}",
+            f"Use a tuple of {', '.join(READERS)}; without it nobody reads the table",
         )
     return found
 

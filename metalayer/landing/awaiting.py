@@ -40,7 +40,8 @@ def awaiting(
         if status == "rejected" and (
             not was_read or of_source is None or shape != of_source.judged_by
         ):
-            if is_newest and was_read:
+            # One that could not be read so gets no new entry at each look.
+            if is_newest:
                 places[now] = delivery
         elif status != "superseded":
             known[now] = status

@@ -21,6 +21,7 @@ from metalayer.landing.engine import open_memory
 from metalayer.landing.judge import identifier
 from metalayer.landing.quarantined import field, landed_columns, load_quarantined
 from metalayer.settings import Settings
+from metalayer.spreadsheets import defused, defused_sql
 
 #: Columns before and behind those of the rows; `repair.py` reads the first two.
 FIRST = ("_source", "_repairs", "_file", "_line", "_problem")
@@ -51,7 +52,8 @@ def export_quarantined(
 ) -> Exported:
     """Write the quarantined rows that can be mended, with what is wrong and what was delivered.
 
-    Only the owner may read the file: rows may hold personal values.
+    What a spreadsheet would run as a formula is made text; `repair.py` takes that back. Only the
+    owner may read the file: rows may hold personal values.
 
     Args:
         condition: Which rows; SQL over `meta.quarantine as q` and `meta.deliveries as d`.
@@ -99,11 +101,11 @@ def _columns(cursor: Any, memory: duckdb.DuckDBPyConnection) -> list[str]:
 def _write(memory: duckdb.DuckDBPyConnection, columns: list[str], path: Path) -> None:
     selected = ", ".join(
         [
-            "source as _source, ref as _repairs, file as _file, line as _line",
-            "problem as _problem",
-            *(f"{field(name)} as {identifier(name)}" for name in columns),
+            f"source as _source, ref as _repairs, {defused_sql('file')} as _file, line as _line",
+            f"{defused_sql('problem')} as _problem",
+            *(f"{defused_sql(field(name))} as {identifier(defused(name))}" for name in columns),
             # What is in the columns need not be said twice.
-            f"case when fields is null then raw end as {identifier(LAST[0])}",
+            f"case when fields is null then {defused_sql('raw')} end as {identifier(LAST[0])}",
         ]
     )
     with tempfile.TemporaryDirectory(prefix="metalayer-") as folder:

@@ -23,6 +23,9 @@ STILL_SECONDS = 1.0
 _UNFINISHED = (".part", ".tmp")
 
 
+FileState = tuple[str, int, int]
+
+
 @dataclass(frozen=True)
 class LandedFile:
     """A file of a source that stands still in the landing zone.
@@ -39,6 +42,11 @@ class LandedFile:
     source: SourceSpec
     size: int
     mtime_ns: int
+
+    @property
+    def state(self) -> FileState:
+        """Differs when the file is another, or has changed."""
+        return self.name, self.size, self.mtime_ns
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ def land(
     Raises:
         UsageError: when a file matches no source, listing the sources, or is no file, or when two
             would get one name; then nothing is copied.
-        LandingError: when a copy fails.
+        LandingError: when a folder of the landing zone leads out of it, and then nothing is
+            copied; or when a copy fails.
     """
     sources = list(sources)
     targets = [_target(path, sources, source) for path in files]
@@ -105,6 +114,8 @@ def land(
                 f"{files[targets.index(target)]} and {files[n]} would both become {target}",
                 "Rename one of them, or land them one after the other if the later replaces it",
             )
+    for target in targets:
+        refuse_leaving(landing, target)
     for path, target in zip(files, targets, strict=True):
         destination = landing / target
         aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.part")
@@ -121,6 +132,23 @@ def land(
         finally:
             aside.unlink(missing_ok=True)
     return targets
+
+
+def refuse_leaving(landing: Path, name: str) -> None:
+    """Refuse to write where a link, or `..`, leads out of the landing zone.
+
+    Args:
+        name: Where the file is to go, inside the landing zone.
+
+    Raises:
+        LandingError: naming the folder.
+    """
+    folder = (landing / name).parent
+    if _leaves(folder, landing):
+        raise LandingError(
+            f"{folder} leads out of the landing zone, to {folder.resolve()}; nothing was written",
+            "Put a folder in place of the link",
+        )
 
 
 def _target(path: Path, sources: list[SourceSpec], name: str | None) -> str:

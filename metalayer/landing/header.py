@@ -5,7 +5,7 @@ Here belongs everything that is decided from the header alone, once a file. Rows
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from metalayer.errors import LandingError
@@ -117,8 +117,9 @@ def read_header(
     last_line = first_line + best.line_count - 1
     missing = [column for column in required if column not in position]
     if position and missing:
+        shown = _shown(names, known)
         raise MissingColumns(
-            f"{file_name} has no column {', '.join(missing)}; its header is: {_shown(names)}",
+            f"{file_name} has no column {', '.join(missing)}; its header is: {shown}",
             "Export it again with every required column.",
             missing=tuple(missing),
             extra=extra,
@@ -202,12 +203,12 @@ def canonical(name: str) -> str:
 
 
 def _check(file_name: str, names: Sequence[str], columns: Sequence[str]) -> None:
-    seen = f"its header is: {_shown(names)}"
+    seen = f"its header is: {_shown(names, set(columns))}"
     count = Counter(map(canonical, names))
     if not any(count[column] for column in columns):
         raise LandingError(
             f"{file_name}: no header found; the first line names none of the columns "
-            f"{', '.join(columns)}; {seen}",
+            f"{', '.join(columns)}; its {len(names):,} fields may be values and are not told",
             "Export it again with a header, or land it under the name of its own source.",
         )
     twice = [column for column in columns if count[column] > 1]
@@ -223,9 +224,14 @@ def _check(file_name: str, names: Sequence[str], columns: Sequence[str]) -> None
         )
 
 
-def _shown(names: Sequence[str]) -> str:
-    text = ", ".join(names)
-    return text if len(text) <= 500 else f"{text[:500]}..."
+def _shown(names: Sequence[str], known: Set[str]) -> str:
+    """A header for people; where most of it is unknown it may be a row, and somebody's data."""
+    found = [name for name in names if canonical(name) in known]
+    told = names if 2 * len(found) >= len(names) else found
+    text = ", ".join(told)
+    text = text if len(text) <= 500 else f"{text[:500]}..."
+    others = len(names) - len(told)
+    return f"{text} and {others:,} others, which may be values and are not told" if others else text
 
 
 def _extra(names: Sequence[str], landed: set[int]) -> tuple[tuple[str, int], ...]:

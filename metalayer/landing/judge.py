@@ -21,6 +21,7 @@ from typing import Literal
 from metalayer.landing.header import Header
 from metalayer.landing.normalise import CARRIAGE_RETURN, END_LINE, ESCAPE, ESCAPED_ESCAPE, NUL
 from metalayer.landing.quotes import LINE_BREAK, LITERAL_QUOTE
+from metalayer.landing.raw import UNPACKING, Unpacking
 
 #: How the rule begins for a row of a month that has not come; the file is read again when it has.
 AFTER_THE_CURRENT_MONTH = "after the current month"
@@ -75,6 +76,7 @@ class SourceShape:
         key: names of the key columns.
         month_column: whose month is the row's month; None if that is the delivery's month.
         first_month, last_month: first days of the months that are taken, both included.
+        unpacking: how far a gzip may unfold.
     """
 
     name: str
@@ -83,6 +85,7 @@ class SourceShape:
     month_column: str | None
     first_month: date
     last_month: date
+    unpacking: Unpacking = UNPACKING
 
     def type_of(self, name: str) -> ColumnType:
         """The type of one of the columns."""

@@ -14,7 +14,7 @@ Does not belong here: reading CSV (`reader.py`), finding files (`files.py`), jud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -24,22 +24,30 @@ from typing import Any
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
-from metalayer.errors import LandingError
+from metalayer.errors import LandingError, WarehouseError
 from metalayer.landing import drift, verdict
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.copies import promote_copies, same_content, touched
 from metalayer.landing.entries import Candidate, Delivery, Entries
-from metalayer.landing.files import STILL_SECONDS, LandedFile, Skipped, discover
+from metalayer.landing.files import STILL_SECONDS, FileState, LandedFile, Skipped, discover
 from metalayer.landing.header import MissingColumns
 from metalayer.landing.litter import clear_litter
 from metalayer.landing.outdated import Outdated, outdated_deliveries, record_again
 from metalayer.landing.parsed import parse_landed
 from metalayer.landing.reader import FileInFlux, Parsed, fingerprint
-from metalayer.landing.shape import Terms, parsed_paths, terms_of
+from metalayer.landing.shape import Terms, parsed_paths, terms_of, unpacking_of
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
 
-__all__ = ["Delivery", "Progress", "Registration", "lock", "register", "register_in"]
+__all__ = [
+    "Delivery",
+    "LedgerBusyError",
+    "Progress",
+    "Registration",
+    "lock",
+    "register",
+    "register_in",
+]
 
 _REGISTER_LOCK = 0x4D4C0002
 Progress = Callable[[str], None]
@@ -61,6 +69,8 @@ def register(
     today: date | None = None,
     still_seconds: float = STILL_SECONDS,
     progress: Progress | None = None,
+    only: Set[FileState] | None = None,
+    waits: bool = True,
 ) -> Registration:
     """Bring the ledger up to date with the landing zone.
 
@@ -68,9 +78,14 @@ def register(
         sources: Source name -> the silver table it feeds.
         today: Tells the current month, past which no row is accepted; by default the UTC date.
         progress: Told in a line what is being read.
+        only: The files to take in, as they were when they were looked at; None: all.
+        waits: Whether to wait while somebody else takes files in.
 
     Returns:
         The deliveries registered now, oldest first, and the files left alone.
+
+    Raises:
+        LedgerBusyError: when somebody else takes files in, and this does not wait.
     """
     clear_litter(settings)
     with transaction(pool) as connection, connection.cursor() as cursor:
@@ -81,6 +96,8 @@ def register(
             today=today,
             still_seconds=still_seconds,
             progress=progress,
+            only=only,
+            waits=waits,
         )
 
 
@@ -92,17 +109,20 @@ def register_in(
     today: date | None = None,
     still_seconds: float = STILL_SECONDS,
     progress: Progress | None = None,
+    only: Set[FileState] | None = None,
+    waits: bool = True,
 ) -> Registration:
     """The same in the caller's transaction, who may also take it back: a plan does."""
-    lock(cursor)
+    lock(cursor, waits=waits)
     day = today or datetime.now(UTC).date()
-    terms = {name: terms_of(s, settings.start_month, day) for name, s in sources.items()}
+    unpacking = unpacking_of(settings)
+    terms = {n: terms_of(s, settings.start_month, day, unpacking) for n, s in sources.items()}
     desk = _Desk(cursor, settings, terms, progress or (lambda _line: None))
     files, skipped = discover(
         settings.landing, [t.source for t in terms.values()], still_seconds=still_seconds
     )
     desk.result.skipped += skipped
-    candidates = desk.candidates(files)
+    candidates = [c for c in desk.candidates(files) if only is None or c.landed.state in only]
     outdated = outdated_deliveries(cursor, terms)
     desk.read(candidates, outdated)
     for source in terms:
@@ -116,9 +136,22 @@ def register_in(
     return desk.result
 
 
-def lock(cursor: Any) -> None:
-    """Let nobody else change the ledger until the end of the transaction."""
-    cursor.execute("select pg_advisory_xact_lock(%s)", (_REGISTER_LOCK,))
+class LedgerBusyError(WarehouseError):
+    """Somebody else is taking files in."""
+
+
+def lock(cursor: Any, *, waits: bool = True) -> None:
+    """Let nobody else change the ledger until the end of the transaction.
+
+    Raises:
+        LedgerBusyError: when somebody else has it, and this does not wait.
+    """
+    if waits:
+        cursor.execute("select pg_advisory_xact_lock(%s)", (_REGISTER_LOCK,))
+        return
+    cursor.execute("select pg_try_advisory_xact_lock(%s)", (_REGISTER_LOCK,))
+    if cursor.fetchone() == (False,):
+        raise LedgerBusyError("Another process is taking files in", "Look again once it is done")
 
 
 class _Desk:

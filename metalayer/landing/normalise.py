@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from metalayer.errors import LandingError
-from metalayer.landing.raw import Fingerprint, RawBytes, chained, opened, unpacked
+from metalayer.landing.raw import Fingerprint, RawBytes, Unpacking, chained, opened, unpacked
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """The longest physical line that is read, in bytes of its text as UTF-8."""
@@ -59,19 +59,23 @@ class Normalised:
     has_escapes: bool
 
 
-def normalise(path: Path, lines_path: Path) -> Normalised:
+def normalise(path: Path, lines_path: Path, limits: Unpacking | None = None) -> Normalised:
     """Write the file's physical lines to `lines_path`, and END_LINE after them.
+
+    Args:
+        limits: How far a gzip may unfold; None: as far as by default.
 
     Raises:
         LandingError: the file as a whole is refused: not a regular file, unreadable, empty, a
-            damaged gzip, UTF-32, or a line longer than MAX_LINE_BYTES.
+            damaged gzip, one that unfolds beyond the limits, UTF-32, or a line longer than
+            MAX_LINE_BYTES.
         FileInFlux: it changed meanwhile.
     """
     with opened(path) as file:
         try:
-            return _write_lines(path, file, lines_path, lone_cr_ends_lines=None)
+            return _write_lines(path, file, lines_path, limits, lone_cr_ends_lines=None)
         except _LineFeedAfterAll:
-            return _write_lines(path, file, lines_path, lone_cr_ends_lines=False)
+            return _write_lines(path, file, lines_path, limits, lone_cr_ends_lines=False)
 
 
 def clean_lines(path: Path) -> Generator[str, None, None]:
@@ -88,10 +92,15 @@ class _LineFeedAfterAll(Exception):  # noqa: N818 - nothing is wrong
 
 
 def _write_lines(
-    path: Path, file: BinaryIO, lines_path: Path, *, lone_cr_ends_lines: bool | None
+    path: Path,
+    file: BinaryIO,
+    lines_path: Path,
+    limits: Unpacking | None,
+    *,
+    lone_cr_ends_lines: bool | None,
 ) -> Normalised:
     raw = RawBytes(file)
-    content = unpacked(path, raw.chunks())
+    content = unpacked(path, raw.chunks(), limits)
     head = next(content, b"")
     while len(head) < 4096 and (more := next(content, b"")):
         head += more

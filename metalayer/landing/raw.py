@@ -4,6 +4,7 @@ Here belongs what is done before a byte means anything. Encodings and lines are 
 All of it is streamed: memory is bounded by a chunk, whatever the file unpacks to.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -17,8 +18,27 @@ from typing import BinaryIO, ClassVar
 from metalayer.errors import LandingError
 from metalayer.outages import is_full_disk
 
-_CHUNK_BYTES = 1024 * 1024
+_MB = 1024 * 1024
+_CHUNK_BYTES = _MB
 _GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """How far a gzip may unfold: a few kilobytes can be made to fill any disk.
+
+    Attributes:
+        most_bytes: of the content.
+        most_ratio: of content to file; only what is larger than `free_bytes` is held to it.
+        free_bytes: content up to this size may unfold as it likes.
+    """
+
+    most_bytes: int = 16 * 1024**3
+    most_ratio: int = 200
+    free_bytes: int = 64 * 1024**2
+
+
+UNPACKING = Unpacking()
 
 
 class FileInFlux(LandingError):  # noqa: N818 - the tree of errors names it so
@@ -58,8 +78,9 @@ def fingerprint(path: Path) -> Fingerprint:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open for reading; at the end the same file must still be there, unchanged."""
     try:
-        # Without O_NONBLOCK a named pipe would wait here for a writer, for ever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        # Without O_NONBLOCK a named pipe would wait here for a writer, for ever. A link that took
+        # the file's place since it was found would lead anywhere.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         raise _in_flux(path, "is not there (any more)") from None
     except PermissionError:
@@ -67,6 +88,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             f"{path.name} may not be read by this user", "Give it read permission and build again."
         ) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise LandingError(
+                f"{path.name} is a symbolic link", "Put the file itself there"
+            ) from None
         raise _unreadable(path, error) from error
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
@@ -135,15 +160,47 @@ class RawBytes:
         return Fingerprint(self._hash.hexdigest(), self._size)
 
 
-def unpacked(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The content, unpacked if its first bytes say gzip; its name does not matter."""
+def unpacked(
+    path: Path, chunks: Iterator[bytes], limits: Unpacking | None = None
+) -> Iterator[bytes]:
+    """The content, unpacked if its first bytes say gzip; its name does not matter.
+
+    Raises:
+        LandingError: when a gzip is damaged, or unfolds beyond `limits`.
+    """
     first = next(chunks, b"")
     if not first.startswith(_GZIP_MAGIC):
         return chained(first, chunks)
-    return _gunzipped(path, chained(first, chunks))
+    return _gunzipped(path, chained(first, chunks), limits or UNPACKING)
 
 
-def _gunzipped(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _gunzipped(path: Path, chunks: Iterator[bytes], limits: Unpacking) -> Iterator[bytes]:
+    """The content, for as long as it keeps to the limits: it is stopped where it passes them."""
+    packed, size = [0], 0
+
+    def counted() -> Iterator[bytes]:
+        for chunk in chunks:
+            packed[0] += len(chunk)
+            yield chunk
+
+    for piece in _members(path, counted()):
+        size += len(piece)
+        if size > limits.most_bytes:
+            raise LandingError(
+                f"{path.name} unfolds to more than {limits.most_bytes / _MB:,.0f} MB",
+                "If it is an export, split it, or set METALAYER_MAX_UNPACKED_MB higher.",
+            )
+        if size > limits.free_bytes and size > limits.most_ratio * packed[0]:
+            raise LandingError(
+                f"{path.name} unfolds to more than {limits.most_ratio} times its size, as no "
+                "export does",
+                "If it is one all the same, land it unpacked, or set "
+                "METALAYER_MAX_UNPACK_RATIO higher.",
+            )
+        yield piece
+
+
+def _members(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Members follow each other; zeros after the last are padding. No piece exceeds a chunk."""
     member = zlib.decompressobj(wbits=31)
     padding = False

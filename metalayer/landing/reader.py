@@ -92,7 +92,7 @@ def parse(
     """
     with _folder_beside(rows_out) as folder:
         lines_path = folder / "lines"
-        facts = normalise(path, lines_path)
+        facts = normalise(path, lines_path, shape.unpacking)
         try:
             with closing(clean_lines(lines_path)) as lines:
                 header = read_header(
@@ -117,7 +117,7 @@ def parse(
                 if is_full_disk(error):
                     raise
                 raise LandingError(
-                    f"{path.name} does not fit in memory: its lines are too long, up to "
+                    f"{path.name} does not fit in memory: {facts.line_count:,} lines of up to "
                     f"{facts.longest_line // 1024} kB",
                     "Split it into smaller files, or shorten its longest fields.",
                 ) from error

@@ -37,6 +37,9 @@ _LONG_BATCH_BYTES = 20 * 1024 * 1024
 
 _SMALL_BYTES = 1024 * 1024
 """A file of so many bytes is worth no database of its own."""
+_SPILLED_BYTES = 1024 * 1024 * 1024
+"""Lines of more bytes go into a database on disk. What spills leaves a trace of each of its blocks
+in memory, which five gigabytes fill; below, writing it compressed takes longer, by a sixth."""
 _of_thread = threading.local()
 
 _NO_DELIMITER = ESCAPE + "x"
@@ -46,7 +49,7 @@ _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
 class Records:
-    """The records of one file, in a table that spills to `folder` when it grows.
+    """The records of one file, in a table that spills to `folder` when it grows, or lies there.
 
     Args:
         folder: for what is written meanwhile; removed by the caller.
@@ -74,10 +77,16 @@ class Records:
         self._judge = Judge(header, shape, fallback_month, facts.has_quotes, facts.has_escapes)
         text_bytes = self._lines_path.stat().st_size
         self._row_bytes = text_bytes // (self._facts.line_count + 1) + 1
+        self._create = "create temp table"
         if text_bytes <= _SMALL_BYTES:
             self._database = _database_for_small_files().cursor()
         else:
             self._database = _database(self._configuration(text_bytes))
+        if text_bytes > _SPILLED_BYTES:
+            self._create = "create table"
+            self._run(f"attach {literal(str(folder / 'records'))} as disk")
+            # Tables are made in the first; the second has the grammar.
+            self._run("set search_path = 'disk.main,memory.main'")
 
     def _configuration(self, text_bytes: int) -> Configuration:
         batch_bytes = min(self._row_bytes * _BATCH_ROWS, text_bytes)
@@ -102,10 +111,10 @@ class Records:
         """
         # A table first, for its rowid: row_number() would keep all behind it on one thread.
         lines = _read_lines(self._lines_path, self._facts.longest_line)
-        self._run(f"create temp table line as select l from {lines}")
+        self._run(f"{self._create} line as select l from {lines}")
         source = "select rowid + 1 as line, cast(null as varchar) as verdict, l from line"
         judged = self._judge.select(source, after_line=self._header.last_line)
-        self._run(f"create temp table record as {judged}")
+        self._run(f"{self._create} record as {judged}")
         self._run("drop table line")
         end = self._run(f"delete from record where rule = '{END}' returning _line").fetchall()
         if end != [(self._facts.line_count + 1,)]:

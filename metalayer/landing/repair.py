@@ -21,7 +21,7 @@ from typing import Any
 import duckdb
 from psycopg2 import sql
 
-from metalayer.contracts.contract import SourceSpec, TableSpec
+from metalayer.contracts.contract import SourceSpec, TableSpec, bronze_spec
 from metalayer.errors import LandingError, UsageError
 from metalayer.landing.copy import copy_to_duckdb, quoted
 from metalayer.landing.engine import open_memory
@@ -38,6 +38,8 @@ from metalayer.landing.quarantined import (
 from metalayer.landing.reader import Parsed
 from metalayer.landing.shape import REPAIRS_COLUMN
 from metalayer.settings import Settings
+from metalayer.spreadsheets import restored, restored_sql
+from metalayer.warehouse.ddl import stored_name
 
 _SHOWN = 10
 
@@ -101,7 +103,8 @@ def _read(
     """Make the table `mending`: line, source, ref and fields of each row of the CSV."""
     landed = dict.fromkeys(c.name for spec in sources.values() for c in spec.landed)
     rows, rejects = folder / "rows.parquet", folder / "rejects.parquet"
-    parsed = parse_text(path, ["_source", REPAIRS_COLUMN, *landed], rows, rejects)
+    # A link to it is the user's own.
+    parsed = parse_text(path.resolve(), ["_source", REPAIRS_COLUMN, *landed], rows, rejects)
     missing = {"_source", REPAIRS_COLUMN}.intersection(parsed.missing_columns)
     if missing:
         raise UsageError(
@@ -119,6 +122,14 @@ def _read(
         f"trim({REPAIRS_COLUMN}) as ref, {fields_json(list(landed))} as fields "
         "from read_parquet(?)",
         [str(rows)],
+    )
+    # What the export has made harmless for spreadsheets is what it was again.
+    value = restored_sql("(e.value ->> '$')")
+    memory.execute(
+        "update mending set fields = r.fields from (select m.line, json_group_object("
+        f"{restored_sql('e.key')}, {value}) as fields "
+        "from mending as m, json_each(m.fields) as e group by m.line) as r "
+        "where r.line = mending.line and contains(mending.fields::varchar, chr(39))"
     )
     return parsed
 
@@ -168,7 +179,8 @@ def _known_columns(cursor: Any, spec: TableSpec) -> list[str]:
 def _check_columns(path: Path, parsed: Parsed, known: Mapping[str, Sequence[str]]) -> None:
     """Refuse columns that no source concerned knows, and the lack of one that it has."""
     every = {name for columns in known.values() for name in columns}
-    unknown = [n for n in parsed.extra_columns if n not in {*every, *FIRST, *LAST}]
+    brought = [restored(n) for n in parsed.extra_columns]
+    unknown = [n for n in brought if n not in {*every, *FIRST, *LAST}]
     missing = [n for n in parsed.missing_columns if n in every]
     for names, what in ((unknown, "a column that nobody knows:"), (missing, "no column")):
         if names:
@@ -235,7 +247,7 @@ def _load_current(
                 contents=sql.Literal(list(contents)),
                 lines=sql.Literal(list(lines)),
                 source=sql.Literal(name),
-                bronze=sql.Identifier("bronze", spec.name),
+                bronze=stored_name(bronze_spec(spec)),
             )
             with connection.cursor() as cursor:
                 copy_to_duckdb(cursor, memory, query, "current")

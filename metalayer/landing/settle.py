@@ -25,6 +25,9 @@ from metalayer.landing.engine import open_spilling
 from metalayer.landing.repaired import CONTENT_CHARACTERS, Repairs, resolve
 from metalayer.landing.shape import rejects_path
 
+#: Every part reads the keys of all rows once more; more keys at once need more than is granted.
+_KEYS_AT_ONCE = 10_000_000
+
 
 @dataclass(frozen=True)
 class Settlement:
@@ -155,33 +158,36 @@ def _settle_keys(
     cursor: Any, memory: duckdb.DuckDBPyConnection, settlement: Settlement, *, has_repairs: bool
 ) -> None:
     """Rank the rows of every key that changed, and record those that do not come last."""
-    memory.execute("create temp table touched (_key varchar)")
     changed = list(settlement.changed.values())
     # What a delivery took away cannot be told without its rows: then every key is looked at.
     if not all(path.exists() for path in changed):
         changed = list(settlement.live.values())
-    memory.execute(
-        "insert into touched select distinct _key from read_parquet(?) where _key is not null "
-        "union select _key from special where _key is not null",
-        [[str(path) for path in changed]],
-    )
+    looked_at = [str(path) for path in changed]
+    live = sorted({str(path) for path in settlement.live.values()})
     ranked = _ranked(is_snapshot=settlement.source.kind == "snapshot", has_repairs=has_repairs)
-    memory.execute(
-        f"create temp table ranked as {ranked}",
-        [sorted({str(path) for path in settlement.live.values()})],
-    )
     cursor.execute(
         "create temporary table settled (delivery_id bigint, line bigint, month date, "
         "counts boolean) on commit drop"
     )
     stored = _has_superseded(cursor, settlement.source.name)
-    copy_from_duckdb(
-        memory,
-        "select delivery_id, line, month, counts from ranked"
-        + ("" if stored else " where not counts"),
-        cursor,
-        "copy settled from stdin (format csv)",
-    )
+    for part in _parts_of_keys(memory, looked_at):
+        memory.execute(
+            "create or replace temp table touched as select distinct _key from read_parquet(?) "
+            f"where _key is not null and {part} "
+            f"union select _key from special where _key is not null and {part}",
+            [looked_at],
+        )
+        memory.execute(f"create or replace temp table ranked as {ranked}", [live])
+        if has_repairs:
+            # Rows without a key are placed once.
+            memory.execute("delete from special where _key is null")
+        copy_from_duckdb(
+            memory,
+            "select delivery_id, line, month, counts from ranked"
+            + ("" if stored else " where not counts"),
+            cursor,
+            "copy settled from stdin (format csv)",
+        )
     cursor.execute(
         "delete from meta.superseded_rows as s using settled as n "
         "where n.counts and n.delivery_id = s.delivery_id and n.line = s.line"
@@ -191,6 +197,17 @@ def _settle_keys(
         "select delivery_id, line, month from settled where not counts on conflict do nothing"
     )
     cursor.execute("drop table settled")
+
+
+def _parts_of_keys(memory: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> list[str]:
+    """Conditions that divide the keys of these rows into parts that fit in memory."""
+    ((rows,),) = memory.execute(
+        "select coalesce(sum(num_rows), 0) from parquet_file_metadata(?)", [paths]
+    ).fetchall()
+    parts = int(rows) // _KEYS_AT_ONCE + 1
+    if parts == 1:
+        return ["true"]
+    return [f"hash(_key) % {parts} = {part}" for part in range(parts)]
 
 
 def _ranked(*, is_snapshot: bool, has_repairs: bool) -> str:

@@ -16,7 +16,9 @@ from typing import cast, get_args
 from metalayer.contracts.contract import SourceSpec, TableSpec
 from metalayer.landing.files import LandedFile
 from metalayer.landing.judge import ColumnType
+from metalayer.landing.raw import UNPACKING, Unpacking
 from metalayer.landing.reader import LandedColumn, SourceShape
+from metalayer.settings import Settings
 
 _MONTH_IN_NAME = re.compile(r"_(\d{4})-(0[1-9]|1[0-2])(?!\d)")
 #: A column of files that mend rows of other deliveries: it names the row each of theirs stands for.
@@ -63,17 +65,21 @@ class Terms:
         return f"contracts/{self.spec.layer}/{self.spec.name}.py"
 
 
-def terms_of(spec: TableSpec, first_month: date, today: date) -> Terms:
+def terms_of(
+    spec: TableSpec, first_month: date, today: date, unpacking: Unpacking | None = None
+) -> Terms:
     """The terms for files that feed `spec`; months run from `first_month` to today's."""
     assert spec.source is not None
-    shape = shape_of(spec, first_month, today)
+    shape = shape_of(spec, first_month, today, unpacking)
     version = shape_version(shape)
     limits = (spec.max_reject_rate, spec.max_rejects, spec.source.max_shrink)
-    parts = (version, limits, spec.source.kind, spec.source.on_new_column)
+    parts = (version, limits, spec.source.kind, spec.source.on_new_column, shape.unpacking)
     return Terms(spec, shape, version, hashlib.sha256(repr(parts).encode()).hexdigest()[:16])
 
 
-def shape_of(spec: TableSpec, first_month: date, today: date) -> SourceShape:
+def shape_of(
+    spec: TableSpec, first_month: date, today: date, unpacking: Unpacking | None = None
+) -> SourceShape:
     """The shape of the files that feed `spec`; months run from `first_month` to today's."""
     assert spec.source is not None
     columns = tuple(
@@ -87,7 +93,13 @@ def shape_of(spec: TableSpec, first_month: date, today: date) -> SourceShape:
         month_column=spec.source.month_from,
         first_month=first_month,
         last_month=today.replace(day=1),
+        unpacking=unpacking or UNPACKING,
     )
+
+
+def unpacking_of(settings: Settings) -> Unpacking:
+    """How far the settings let a gzip unfold."""
+    return Unpacking(settings.max_unpacked_mb * 1024**2, settings.max_unpack_ratio)
 
 
 def _kind(sql_type: str) -> ColumnType:

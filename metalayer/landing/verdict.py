@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from metalayer.contracts.contract import REJECTS_ALWAYS_TOLERATED
 from metalayer.landing.drift import Drift
 from metalayer.landing.engine import open_memory
 from metalayer.landing.entries import Candidate
@@ -52,16 +51,14 @@ def _too_many_rejects(
 ) -> str | None:
     """More records that cannot be used than the contract allows, or nothing else."""
     spec = candidate.terms.spec
-    share = f"{spec.max_reject_rate * 100:g}%"
-    if spec.max_rejects is not None and parsed.rows_rejected > spec.max_rejects:
-        limit = f"limit {spec.max_rejects:,} rows"
-    elif parsed.rows_rejected > max(
-        REJECTS_ALWAYS_TOLERATED, spec.max_reject_rate * parsed.rows_read
+    limit = spec.limit_passed(parsed.rows_rejected, parsed.rows_read)
+    if (
+        limit is None
+        and 0 < parsed.rows_read == parsed.rows_rejected
+        and _would_empty(cursor, candidate)
     ):
-        limit = f"limit {share}"
-    elif 0 < parsed.rows_read == parsed.rows_rejected and _would_empty(cursor, candidate):
         limit = "the version before has some that can"
-    else:
+    if limit is None:
         return None
     _, rejects = parsed_paths(
         settings.parsed_dir, candidate.terms.shape, candidate.sha256, candidate.month

@@ -21,10 +21,11 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError, UsageError
 from metalayer.landing.copies import promote_copies
 from metalayer.landing.entries import Delivery, Entries
-from metalayer.landing.files import LandedFile, discover
+from metalayer.landing.files import LandedFile, discover, refuse_leaving
 from metalayer.landing.ledger import lock
-from metalayer.landing.shape import terms_of
+from metalayer.landing.shape import terms_of, unpacking_of
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import record
 from metalayer.warehouse.pool import transaction
 
 #: Where withdrawn files go, inside the landing zone.
@@ -70,8 +71,9 @@ def withdraw(
 
     Raises:
         UsageError: when there is no such file, naming close ones, or more than one.
-        LandingError: when which rows count cannot be settled without it, and then nothing has
-            changed; or when the landed file cannot be moved, and then it is withdrawn all the same.
+        LandingError: when the folder for withdrawn files leads out of the landing zone, or which
+            rows count cannot be settled without it, and then nothing has changed; or when the
+            landed file cannot be moved, and then it is withdrawn all the same.
     """
     with transaction(pool) as connection, connection.cursor() as cursor:
         lock(cursor)
@@ -86,12 +88,18 @@ def withdraw(
         )
         entered = cursor.fetchall()
         file = _named(name, settings.landing, {f.name for f in files} | {f for _, f in entered})
+        refuse_leaving(settings.landing, f"{WITHDRAWN_FOLDER}/{file}")
         done = Withdrawal(file)
         for source in sorted(source for source, entry in entered if entry == file):
             terms = terms_of(
-                sources[source], settings.start_month, today or datetime.now(UTC).date()
+                sources[source],
+                settings.start_month,
+                today or datetime.now(UTC).date(),
+                unpacking_of(settings),
             )
             _take_out(Entries(cursor, settings, terms), files, done)
+        deliveries = [d.delivery_id for d in done.deliveries]
+        record(cursor, "withdraw", file, {"deliveries": deliveries, "rows": done.rows})
     landed = next((f for f in files if f.name == file), None)
     if landed is not None:
         done.moved_to = _move_aside(settings.landing, landed)
@@ -105,6 +113,11 @@ def _named(name: str, landing: Path, files: Collection[str]) -> str:
     path = Path(name).resolve()
     if path.is_relative_to(landing) and (inside := path.relative_to(landing).as_posix()) in files:
         return inside
+    if ".." in Path(name).parts and not path.is_relative_to(landing):
+        raise UsageError(
+            f"{name} leads out of the landing zone {landing}",
+            "Name the file as `metalayer ledger` lists it",
+        )
     called = sorted(file for file in files if file.rpartition("/")[2] == name)
     if len(called) == 1:
         return called[0]

@@ -5,8 +5,9 @@ Does not belong here: which tables are read over which months (`select.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlglot
@@ -18,7 +19,7 @@ from sqlglot.optimizer.scope import Scope, build_scope, traverse_scope
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import ContractError
-from metalayer.lineage.select import Select
+from metalayer.lineage.select import Reach, Select
 
 _WRITTEN = "written"  # marks the columns that stand in the text, and were not made from a star
 
@@ -41,17 +42,49 @@ def column_lineage(
 
     A column made of constants and the window alone has no origin.
     """
-    schema = _schema(select.inputs, specs, undeclared or {})
-    tree = qualify(select.tree.copy(), schema=schema, dialect="postgres", identify=False)
+    return query_lineage(select.tree, specs, undeclared)
+
+
+def query_lineage(
+    query: exp.Query,
+    specs: Mapping[str, TableSpec],
+    undeclared: Undeclared | None = None,
+    *,
+    is_strict: bool = True,
+) -> dict[str, tuple[Origin, ...]]:
+    """Column that a query returns, `*` written out -> the columns its values are made from.
+
+    Args:
+        is_strict: Whether a column that no table has is an error; it has no origin otherwise.
+    """
+    tables = [f"{t.db}.{t.name}" for t in query.find_all(exp.Table) if t.db]
+    schema = _schema(tables, specs, undeclared or {})
+    tree = qualify(
+        query.copy(),
+        schema=schema,
+        dialect="postgres",
+        identify=False,
+        validate_qualify_columns=is_strict,
+    )
     scope = build_scope(tree)
     # The tree is ours and stays as it is: copying it for each column is most of the time.
     options: dict[str, Any] = {
         "scope": scope, "dialect": "postgres", "copy": False, "trim_selects": False,
     }  # fmt: skip
+    assert isinstance(tree, exp.Query)
     return {
         column: _origins(lineage(column, tree, schema=schema, **options))
-        for column in select.outputs
+        for column in tree.named_selects
     }
+
+
+def view_lineage(body: str, specs: Mapping[str, TableSpec]) -> dict[str, tuple[Origin, ...]]:
+    """The same for the SELECT of a view beside a table, whose stars are told by the contracts."""
+    tree = sqlglot.parse_one(body, read="postgres")
+    tables = {f"{t.db}.{t.name}": Reach.ALL for t in tree.find_all(exp.Table) if t.db}
+    whole = qualify(tree, schema=_schema(tables, specs, {}), dialect="postgres", identify=False)
+    assert isinstance(whole, exp.Query)
+    return column_lineage(Select("", Path(), body, tables, whole), specs)
 
 
 def columns_read(
@@ -159,6 +192,23 @@ def _undeclared_of(
         if column.table in specs
         and column.column not in {c.name for c in specs[column.table].columns}
     )
+
+
+def table_schema(tables: Iterable[str], specs: Mapping[str, TableSpec]) -> dict[str, Any]:
+    """The tables' columns and types, as sqlglot takes them."""
+    return _schema(tables, specs, {})
+
+
+def expressions(select: Select, specs: Mapping[str, TableSpec], column: str) -> list[str]:
+    """What a SELECT does to make a column, from its output back, without what only passes on."""
+    schema = _schema(select.inputs, specs, {})
+    tree = qualify(select.tree.copy(), schema=schema, dialect="postgres", identify=False)
+    found: dict[str, None] = {}
+    for step in lineage(column, tree, schema=schema, dialect="postgres", trim_selects=False).walk():
+        made = step.expression.unalias()
+        if step.downstream and not isinstance(made, exp.Column | exp.Query | exp.Table):
+            found[made.sql("postgres", comments=False)] = None
+    return list(found)
 
 
 def _schema(tables: Any, specs: Mapping[str, TableSpec], undeclared: Undeclared) -> dict[str, Any]:

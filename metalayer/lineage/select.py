@@ -28,7 +28,8 @@ from metalayer.errors import ContractError
 FAILED_CASTS = "_failed_casts"
 RECORD_SEPARATOR, UNIT_SEPARATOR = "\x1e", "\x1f"
 _SHOWN_OF_A_VALUE = 200
-_SPACE_AROUND_A_TOKEN = 8
+#: What `meta.clean_text` takes away.
+_BLANKS = " \t\r\n\u00a0"
 
 _CASTS = {
     exp.DataType.Type.BIGINT: "meta.try_bigint",
@@ -132,9 +133,9 @@ def render(
     for source in [t for t in tree.find_all(exp.Table) if _full_name(t) in specs]:
         upstream = specs[_full_name(source)]
         _blank_null_tokens(source, table, upstream)
-        _read_stored(source, upstream, read)
+        reading = _read_stored(source, upstream, read)
         if only is not None:
-            _read_only(source, upstream, table, only)
+            _read_only(reading, upstream, table, only)
     casts = _track_casts(tree, table) if table.source is not None else None
     portable = tree.transform(_to_postgres)
     sql = portable.sql(dialect="postgres", pretty=True, comments=False)
@@ -249,33 +250,50 @@ def _blank_null_tokens(source: exp.Table, table: TableSpec, upstream: TableSpec)
         return
     columns = [_untokened(c, tokens.get(c.name, ())) for c in upstream.columns]
     # The subquery is pulled up by the planner, so partitions are still pruned by the outer WHERE.
-    reading = exp.select(*columns, dialect="postgres").from_(upstream.full_name)
+    reading = exp.select(*columns, dialect="postgres").from_(
+        exp.Table(
+            this=exp.to_identifier(upstream.stored_name), db=exp.to_identifier(upstream.layer)
+        )
+    )
     source.replace(reading.subquery(source.alias_or_name))
 
 
-def _read_stored(source: exp.Table, upstream: TableSpec, read: set[str]) -> None:
-    """Read the stored rows of a table with derived columns, when none of these is asked for.
+def _read_stored(source: exp.Table, upstream: TableSpec, read: set[str]) -> exp.Expr:
+    """Read the stored rows of a table whose name is a view, never the view.
 
-    The view computes them over all rows, before any month is left out.
+    That would mask what is read, and compute derived columns over all rows, before any month is
+    left out. Those that are asked for are computed here.
     """
     if upstream.stored_name == upstream.name:
-        return
-    derived = {c.name for c in upstream.columns if c.derived}
-    if not (read & derived):
-        name = source.alias_or_name
-        source.set("this", exp.to_identifier(upstream.stored_name))
-        source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+        return source
+    name = source.alias_or_name
+    source.set("this", exp.to_identifier(upstream.stored_name))
+    source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+    if not any(c.derived and c.name in read for c in upstream.columns):
+        return source
+    columns = [
+        exp.alias_(sqlglot.parse_one(c.derived, read="postgres"), c.name, quoted=True)
+        if c.derived
+        else exp.column(c.name, quoted=True)
+        for c in upstream.columns
+    ]
+    plain = exp.Table(this=source.this.copy(), db=source.args["db"].copy())
+    return source.replace(exp.select(*columns).from_(plain).subquery(name))
 
 
 def _read_only(
-    source: exp.Table, upstream: TableSpec, table: TableSpec, values: Sequence[str]
+    source: exp.Expr, upstream: TableSpec, table: TableSpec, values: Sequence[str]
 ) -> None:
     """Read no rows but those with one of the values in the column that `table` follows."""
     assert table.rows_follow is not None
     column = upstream.column(table.rows_follow)
     listed = [exp.cast(exp.Literal.string(value), column.type) for value in values]
     name = source.alias_or_name
-    plain = exp.Table(this=source.this.copy(), db=source.args["db"].copy())
+    plain = (
+        exp.Table(this=source.this.copy(), db=source.args["db"].copy())
+        if isinstance(source, exp.Table)
+        else source.copy()
+    )
     reading = exp.select("*").from_(plain).where(exp.column(column.name, quoted=True).isin(*listed))
     # Pulled up by the planner, so partitions are still pruned by the outer WHERE.
     source.replace(reading.subquery(name))
@@ -286,10 +304,11 @@ def _untokened(column: ColumnSpec, tokens: tuple[str, ...]) -> str:
     if not tokens:
         return name
     listed = ", ".join(exp.Literal.string(t.upper()).sql("postgres") for t in tokens)
-    # Most values are longer than any token and what may stand around it: they are not looked into.
-    longest = max(map(len, tokens)) + _SPACE_AROUND_A_TOKEN
+    # Most values begin unlike any token, and unlike what may stand around it: one look is enough.
+    first = {ord(letter) for token in tokens for letter in token[:1].upper() + token[:1].lower()}
+    begins = ", ".join(str(code) for code in sorted(first.union(map(ord, _BLANKS))))
     return (
-        f"case when length({name}) <= {longest} "
+        f"case when ascii({name}) in ({begins}) "
         f'and upper(meta.clean_text({name}) collate "C") in ({listed}) '
         f"then null else {name} end as {name}"
     )

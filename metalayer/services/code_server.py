@@ -1,9 +1,8 @@
 """Dagster's code server, whose runs start at once.
 
 Dagster gives each run a new Python process, which imports everything anew: seconds of a run that
-may itself take two. Here a run is forked from a process that has imported it all and done nothing
-else: it has no connection, and no threads but those that memory allocation and Polars keep asleep
-in the background from their import on. Everything about a run stays as Dagster has it.
+may itself take two. Here a run is forked from a process that has imported it all (`forked.py`) and
+done nothing else. Everything about a run stays as Dagster has it.
 
     python -m metalayer.services.code_server api grpc --socket ...
 
@@ -17,8 +16,9 @@ import threading
 from multiprocessing import forkserver
 from typing import Any
 
-#: What a run imports. `dagster._grpc.server` is where its process begins.
-_IMPORTED = ["dagster._grpc.server", "dagster._cli.api", "metalayer.definitions"]
+from metalayer.process import collect_seldom
+
+_IMPORTED = ["metalayer.services.forked"]
 #: The processor is for what a user waits for first: the web interface.
 _WARM_AFTER_SECONDS = 10.0
 
@@ -40,6 +40,7 @@ def fork_runs() -> None:
 
 def main() -> None:
     """The command `dagster`, with runs that are forked."""
+    collect_seldom()
     fork_runs()
     from dagster._cli import main as dagster
 

@@ -10,14 +10,17 @@ Takes the arguments of `dagster-daemon`.
 
 from __future__ import annotations
 
-from dagster._daemon import controller
-from dagster._daemon.cli import main as dagster_daemon
+from metalayer.process import collect_seldom
 
 _BACKFILL_SECONDS = 5
 
 
 def main() -> None:
     """The command `dagster-daemon`, with an eye on backfills."""
+    collect_seldom()
+    from dagster._daemon import controller
+    from dagster._daemon.cli import main as dagster_daemon
+
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = _BACKFILL_SECONDS
     dagster_daemon()
 

@@ -31,14 +31,20 @@ class News:
         settings: Which home and which PostgreSQL.
         look: What has happened since the last call, a line each.
         tidy: Called every few seconds.
+        sweep: Called at the start, and every hour.
     """
 
     def __init__(
-        self, settings: Settings, look: Callable[[], Iterator[str]], tidy: Callable[[], None]
+        self,
+        settings: Settings,
+        look: Callable[[], Iterator[str]],
+        tidy: Callable[[], None],
+        sweep: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._look = look
         self._tidy = tidy
+        self._sweep = sweep
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._first: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trouble = ""
@@ -70,6 +76,7 @@ class News:
                 if time.monotonic() - swept > _SWEEP_SECONDS:
                     swept = time.monotonic()
                     sweep_logs(self._settings)
+                    self._sweep()
                 self._trouble = ""
             except Exception as error:
                 self._recover(error)

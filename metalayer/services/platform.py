@@ -134,12 +134,16 @@ class Platform:
         settings: Which home and which PostgreSQL.
         host, port: Where the web interface is to listen; port 0 takes a free one.
         tell: Told in a line what is going on.
+        read_only: Whether the web interface only shows. Sensors and schedules work all the same.
     """
 
-    def __init__(self, settings: Settings, host: str, port: int, tell: Tell) -> None:
+    def __init__(
+        self, settings: Settings, host: str, port: int, tell: Tell, *, read_only: bool = False
+    ) -> None:
         self.settings = settings
         self.address = Address(host, port)
         self._tell = tell
+        self._read_only = read_only
         self._ending = False
         self._restarts: list[float] = []
 
@@ -167,7 +171,7 @@ class Platform:
             stack.callback(lambda: self._end([code, *children.values(), *definitions.trials]))
             code.start()
             # Takes as long as the code server takes to load, beside it.
-            from metalayer.assets.headless import dagster_instance
+            from metalayer.assets.headless import clear_up, dagster_instance
             from metalayer.assets.resources import open_warehouse
             from metalayer.services.activity import Activity
             from metalayer.services.runs import close_lost_runs
@@ -186,7 +190,12 @@ class Platform:
             if self._ending:
                 return
             ready()
-            news = News(self.settings, activity.news, lambda: close_lost_runs(instance))
+            news = News(
+                self.settings,
+                activity.news,
+                lambda: close_lost_runs(instance),
+                lambda: clear_up(warehouse),
+            )
             self._watch(
                 code,
                 list(children.values()),
@@ -214,6 +223,7 @@ class Platform:
                 *("-m", "dagster_webserver", "--workspace", str(workspace)),
                 *("--host", self.address.host, "--port", str(self.address.port)),
                 *("--dagster-log-level", "warning", "--suppress-warnings"),
+                *(["--read-only"] if self._read_only else []),
             ],
             "daemon": [
                 *("-m", "metalayer.services.daemon", "run", "--workspace", str(workspace)),

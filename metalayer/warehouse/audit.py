@@ -19,7 +19,7 @@ import polars as pl
 import psycopg2.errors
 from psycopg2 import sql
 
-from metalayer.contracts.contract import REJECTS_ALWAYS_TOLERATED, TableSpec
+from metalayer.contracts.contract import TableSpec
 from metalayer.warehouse.ddl import identifiers
 from metalayer.warehouse.quarantine import (
     note,
@@ -30,7 +30,7 @@ from metalayer.warehouse.quarantine import (
 )
 from metalayer.warehouse.stage import Stage
 from metalayer.warehouse.survey import Tally, survey
-from metalayer.warehouse.violations import LEAF, bad_rows, is_failed_cast
+from metalayer.warehouse.violations import LEAF, BadRows, is_failed_cast
 
 _EXAMPLES = 10
 _RULES = 5
@@ -45,6 +45,7 @@ class MonthAudit:
         tally: The rows that keep the contract.
         quarantined: Rows that do not.
         rules: (column, rule) -> rows that break it.
+        unjudged: Rows that were not looked at any more, as the month fails in any case.
         problem: Why the month must not be published, or None. The first line says it; others may
             show examples.
     """
@@ -52,7 +53,13 @@ class MonthAudit:
     tally: Tally = field(default_factory=Tally)
     quarantined: int = 0
     rules: Counter[tuple[str | None, str]] = field(default_factory=Counter)
+    unjudged: int = 0
     problem: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """All rows that came, good and bad."""
+        return self.tally.rows + self.quarantined + self.unjudged
 
 
 def audit_stage(cursor: Any, stage: Stage) -> dict[date, MonthAudit]:
@@ -60,16 +67,20 @@ def audit_stage(cursor: Any, stage: Stage) -> dict[date, MonthAudit]:
 
     Returns:
         Month -> verdict. Leaves of the stage keep only rows that keep the contract, and have a
-        unique index on the key.
+        unique index on the key; those of months of which rows are unjudged are empty.
     """
     open_quarantine(cursor)
     audits = {month: MonthAudit() for month in stage.leaves}
     found = survey(cursor, stage)
-    for bad in bad_rows(cursor, stage, found):
+    bad_rows = BadRows(cursor, stage, found)
+    for bad in bad_rows:
         _count_rules(audits, stage, bad)
         note(cursor, bad)
+    unjudged = bad_rows.unjudged
     outside = quarantine_outside(cursor, stage) if stage.outside in found else 0
-    take_out(cursor, stage)
+    take_out(cursor, stage, emptied=unjudged)
+    for month, leaf in stage.leaves.items():
+        audits[month].unjudged = unjudged.get(leaf, 0)
     repeating = _enforce_keys(cursor, stage, audits)
     _tally(cursor, stage, audits, found, repeating)
     if outside and not stage.spec.has_provenance:
@@ -86,42 +97,29 @@ def judge(
     cursor: Any,
     audits: Mapping[date, MonthAudit],
     spec: TableSpec,
-    published: Mapping[date, int],
 ) -> None:
     """Set `problem` on each month with more rejected rows than its contract allows.
 
-    `max_rejects` is meant as it stands. Of `max_reject_rate` a handful of rows is always let pass:
-    a rate says nothing about so few.
-
-    Args:
-        published: Month -> rows readers have now. A month is never emptied by bad rows alone.
+    What is published does not count: the same rows come to the same verdict whatever was there
+    before.
     """
     for month, audit in audits.items():
-        limit = _limit_passed(audit, spec, published.get(month, 0))
+        limit = spec.limit_passed(audit.quarantined, audit.rows)
         if audit.problem is None and limit is not None:
-            total = audit.tally.rows + audit.quarantined
+            some = "at least " if audit.unjudged else ""
             told = "; ".join(
-                f"{name or 'row'} {rule}: {count:,} rows"
+                f"{name or 'row'} {rule}: {some}{count:,} rows"
                 for (name, rule), count in audit.rules.most_common(_RULES)
             )
             audit.problem = "\n".join(
                 [
-                    f"{audit.quarantined:,} of {total:,} rows break the contract ({limit}): {told}",
+                    f"{some}{audit.quarantined:,} of {audit.rows:,} rows break the contract "
+                    f"({limit}): {told}",
                     *_examples(cursor, spec, month),
                 ]
             )
-
-
-def _limit_passed(audit: MonthAudit, spec: TableSpec, rows_published: int) -> str | None:
-    """The limit that the rejected rows of a month are past, in words."""
-    total = audit.tally.rows + audit.quarantined
-    if spec.max_rejects is not None and audit.quarantined > spec.max_rejects:
-        return f"limit {spec.max_rejects:,} rows"
-    if audit.quarantined > max(REJECTS_ALWAYS_TOLERATED, spec.max_reject_rate * total):
-        return f"limit {spec.max_reject_rate * 100:g}%"
-    if rows_published and audit.quarantined and not audit.tally.rows:
-        return f"{rows_published:,} rows are published"
-    return None
+        # The leaf of such a month is empty: it must never be taken for what was delivered.
+        assert audit.problem is not None or not audit.unjudged
 
 
 def _examples(cursor: Any, spec: TableSpec, month: date) -> list[str]:
@@ -220,10 +218,15 @@ def _tally(
     quarantined = cursor.fetchall()
     for month, audit in audits.items():
         leaf = stage.leaves[month]
+        audit.quarantined = sum(n for name, of, n in quarantined if name == leaf or of == month)
+        if audit.unjudged:
+            bad = sum(n for name, _, n in quarantined if name == leaf)
+            every = sum(tally.rows for tally in found[leaf].values())
+            audit.tally = Tally(every - audit.unjudged - bad)
+            continue
         if month in repeating:
             parts = list(whole.get(leaf, {}).values())
         else:
             parts = [found.get(leaf, {}).get(False, Tally())]
             parts += cleared.get(leaf, {}).values()
         audit.tally = sum(parts, Tally())
-        audit.quarantined = sum(n for name, of, n in quarantined if name == leaf or of == month)

@@ -43,6 +43,7 @@ from metalayer.warehouse.following import (
 from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.locks import begin_snapshot, lock_months, unlock_all
+from metalayer.warehouse.phases import Phase
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import confirm, publish
 from metalayer.warehouse.stage import Stage
@@ -96,7 +97,7 @@ class MonthResult:
         outcome: "published" (new rows), "confirmed" (rebuilt to the same rows), "current" (nothing
             had changed) or "failed" (the published month, if any, is untouched).
         problem: Why it failed, or None.
-        seconds: The month's share of its window's time.
+        phases: The month's share of the seconds its window took, by phase.
     """
 
     table: str
@@ -108,8 +109,13 @@ class MonthResult:
     rows_superseded: int = 0
     data_version: str = ""
     problem: str | None = None
-    seconds: float = 0.0
+    phases: Mapping[Phase, float] = field(default_factory=dict, compare=False)
     audit: MonthAudit | None = field(default=None, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        """The same, of all phases together."""
+        return sum(self.phases.values())
 
 
 def is_stale(job: TableJob, state: State, month: date) -> bool:
@@ -256,8 +262,7 @@ def _build_run(
         elif staged is not None:
             started = time.monotonic()
             outcome = _settle(connection, staged, month, force=month in forced)
-            seconds = staged.seconds + time.monotonic() - started
-            report(result_of(staged, month, outcome, seconds))
+            report(result_of(staged, month, outcome, time.monotonic() - started))
 
 
 def _confirm_as_it_is(connection: Any, job: TableJob, state: State, month: date) -> None:
@@ -313,8 +318,10 @@ def _settle(connection: Any, staged: Staged, month: date, *, force: bool) -> Out
     return outcome
 
 
-def result_of(staged: Staged, month: date, outcome: Outcome, seconds: float) -> MonthResult:
-    """A month that was staged, as it is reported."""
+def result_of(
+    staged: Staged, month: date, outcome: Outcome, publishing: float = 0.0
+) -> MonthResult:
+    """A month that was staged, as it is reported; `publishing` are the seconds that took."""
     publication, audit = staged.publications[month], staged.audits[month]
     return MonthResult(
         table=staged.job.spec.full_name,
@@ -326,7 +333,7 @@ def result_of(staged: Staged, month: date, outcome: Outcome, seconds: float) -> 
         rows_superseded=publication.rows_superseded,
         data_version=publication.data_version,
         problem=audit.problem,
-        seconds=seconds,
+        phases={**staged.phases, "publish": publishing},
         audit=audit,
     )
 

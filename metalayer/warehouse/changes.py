@@ -248,7 +248,7 @@ def _refused_narrowing(
     found = cursor.fetchall()
     if not found:
         return None
-    is_personal = next((c.pii for c in spec.columns if c.name == name), None) is not None
+    is_personal = any(c.name == name and (c.pii or c.is_free_text) for c in spec.columns)
     values = "***" if is_personal else ", ".join(repr(value) for value, _, _ in found)
     return ContractError(
         f"{where_declared(spec)} changes {spec.full_name}.{name} from {old} to {new}, which cannot "

@@ -19,6 +19,7 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.warehouse.ddl import identifiers, next_month, stored_name
+from metalayer.warehouse.leaves import LEAVES
 
 _EXAMPLES = 5
 _ROWS_READ_IN_A_LOOKUP = 10
@@ -62,7 +63,7 @@ def keys_unique(
         concerned = sql.SQL("({key}) in (select {key} from {table} where {window})").format(
             key=key, table=stored_name(spec), window=_window(spec, months)
         )
-    with _nested_loops(cursor, allowed=_are_few(months, among)):
+    with _many_keys(cursor, expected=not _are_few(months, among)):
         cursor.execute(
             sql.SQL(
                 "with repeated as materialized (select {key}, count(*) from {table} "
@@ -94,19 +95,23 @@ def _are_few(months: Sequence[date], among: Mapping[date, int]) -> bool:
 
 
 @contextmanager
-def _nested_loops(cursor: Any, *, allowed: bool) -> Iterator[None]:
+def _many_keys(cursor: Any, *, expected: bool) -> Iterator[None]:
     """How many keys there are PostgreSQL does not know of a partitioned table.
 
-    Taking them for a few, it would look each of a million up in the index of every month.
+    Taking them for a few, it would look each of a million up in the index of every month, or have
+    several processes count them, and then sort and send all of them to one.
     """
-    if allowed:
+    if not expected:
         yield
         return
-    cursor.execute("select current_setting('enable_nestloop')")
-    (before,) = cursor.fetchone()
-    cursor.execute("set local enable_nestloop = off")
-    yield
-    cursor.execute("select set_config('enable_nestloop', %s, true)", (before,))
+    plan = {"enable_nestloop": "off", "max_parallel_workers_per_gather": "0"}
+    cursor.execute("select name, setting from pg_settings where name = any(%s)", (list(plan),))
+    before = dict(cursor.fetchall())
+    for settings in (plan, before):
+        for name, value in settings.items():
+            cursor.execute("select set_config(%s, %s, true)", (name, value))
+        if settings is plan:
+            yield
 
 
 def _months_of_repeated_keys(
@@ -139,9 +144,14 @@ def references_resolve(
     assert column.references is not None
     cursor.execute(
         sql.SQL(
-            "select date_trunc('month', t.{month})::date, count(*), count(distinct {column}) "
-            "from {table} as t where {window} and {column} is not null and not exists "
-            "(select from {target} as r where r.{referenced} = t.{column}) "
+            # Grouped first, which several processes can do; materialized, since counting what is
+            # missing wants all of it sorted, if it were any.
+            "with missing as materialized ("
+            "select date_trunc('month', t.{month})::date as month, {column} as value, "
+            "count(*) as rows from {table} as t where {window} and {column} is not null "
+            "and not exists (select from {target} as r where r.{referenced} = t.{column}) "
+            "group by 1, 2) "
+            "select month, coalesce(sum(rows), 0)::bigint, count(distinct value) from missing "
             "group by grouping sets ((), (1))"
         ).format(
             month=sql.Identifier(spec.month_column),
@@ -177,17 +187,7 @@ def rows_conserved(
     Args:
         expected: Month -> rows of the table each of whose rows must arrive, where there is one.
     """
-    cursor.execute(
-        sql.SQL(
-            "select date_trunc('month', {month})::date, count(*) from {table} where {window} "
-            "group by 1"
-        ).format(
-            month=sql.Identifier(spec.month_column),
-            table=stored_name(spec),
-            window=_window(spec, months),
-        )
-    )
-    found = dict(cursor.fetchall())
+    found = _by_month(cursor, spec, sql.SQL("count(*)"), months)
     cursor.execute(
         "select v.month, v.rows_read, v.rows, v.rows_quarantined, v.rows_superseded, "
         "(select count(*) from meta.quarantine as q where q.table_name = v.table_name "
@@ -242,14 +242,16 @@ def deliveries_conserved(cursor: Any, spec: TableSpec, months: Sequence[date]) -
     assert spec.source is not None
     is_bronze = spec.layer == "bronze"
     quarantined = sql.SQL(
-        "union all select delivery_id, month from meta.quarantine "
+        "union all select delivery_id, month, 1 from meta.quarantine "
         "where table_name = {table} and month = any({months})"
     ).format(table=sql.Literal(spec.full_name), months=sql.Literal(list(months)))
     cursor.execute(
         sql.SQL(
-            "with stored as (select _delivery_id as delivery_id, "
-            "date_trunc('month', {month})::date as month from {table} where {window} {rejects}), "
-            "found as (select delivery_id, month, count(*) as rows from stored group by 1, 2), "
+            "with counted as materialized (select tableoid as leaf, _delivery_id as delivery_id, "
+            "count(*) as rows from {table} where {window} group by 1, 2), "
+            "stored as (select delivery_id, month, rows from counted join {leaves} using (leaf) "
+            "{rejects}), "
+            "found as (select delivery_id, month, sum(rows) as rows from stored group by 1, 2), "
             "due as (select m.delivery_id, m.month, m.rows - {gone} as rows "
             "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
             "where d.source = %s and d.status = 'loaded' and m.month = any(%s)) "
@@ -265,7 +267,7 @@ def deliveries_conserved(cursor: Any, spec: TableSpec, months: Sequence[date]) -
             "(select coalesce(sum(rows), 0) from meta.delivery_months as m "
             "where m.delivery_id = d.delivery_id) order by 1, 2 limit %s"
         ).format(
-            month=sql.Identifier(spec.month_column),
+            leaves=_leaves(spec),
             table=stored_name(spec),
             window=_window(spec, months),
             rejects=sql.SQL("") if is_bronze else quarantined,
@@ -324,18 +326,39 @@ def money_conserved(
 
 
 def _sums(cursor: Any, spec: TableSpec, column: str, months: Sequence[date]) -> dict[date, Decimal]:
+    what = sql.SQL("sum({})").format(sql.Identifier(column))
+    return {m: total for m, total in _by_month(cursor, spec, what, months).items() if total}
+
+
+def _by_month(
+    cursor: Any, spec: TableSpec, what: sql.Composable, months: Sequence[date]
+) -> dict[date, Any]:
+    """Month -> an aggregate of its published rows.
+
+    By partition: to compute the month of every row takes longer than to read it.
+    """
     cursor.execute(
         sql.SQL(
-            "select date_trunc('month', {month})::date, sum({column}) from {table} "
-            "where {window} group by 1"
+            # Materialized: in a nested loop all rows would be counted once for each leaf.
+            "with counted as materialized (select tableoid as leaf, {what} as found from {table} "
+            "where {window} group by 1) select month, found from counted join {leaves} using (leaf)"
         ).format(
-            month=sql.Identifier(spec.month_column),
-            column=sql.Identifier(column),
+            what=what,
             table=stored_name(spec),
             window=_window(spec, months),
+            leaves=_leaves(spec),
         )
     )
-    return {month: total for month, total in cursor.fetchall() if total is not None}
+    return dict(cursor.fetchall())
+
+
+def _leaves(spec: TableSpec) -> sql.Composable:
+    """The partition of each published month."""
+    return sql.SQL(
+        "(select c.oid as leaf, v.month from meta.versions as v join pg_class as c "
+        "on c.relname = v.leaf and c.relnamespace = {schema}::regnamespace "
+        "where v.table_name = {table} and v.is_current) as leaves"
+    ).format(schema=sql.Literal(LEAVES), table=sql.Literal(spec.full_name))
 
 
 def _window(spec: TableSpec, months: Sequence[date]) -> sql.Composable:

@@ -1,8 +1,9 @@
 """What a contract is in SQL: names, the partitioned table, its views, the Unknown member.
 
 A table is a partitioned parent `layer.name` whose partitions live in the schema `months`. A
-contract with derived columns is stored in `layer.name_stored`, and `layer.name` is a view on it
-that adds them. All DDL is generated from `TableSpec`; no column list is typed anywhere.
+contract with derived or personal columns is stored in `layer.name_stored`, and `layer.name` is a
+view on it that adds the ones and masks the others. All DDL is generated from `TableSpec`; no column
+list is typed anywhere.
 
 Does not belong here: what a warehouse has and lacks of it (`changes.py`, `migrate.py`), or filling
 and swapping partitions (`stage.py`, `publish.py`).
@@ -10,15 +11,17 @@ and swapping partitions (`stage.py`, `publish.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from psycopg2 import sql
 
-from metalayer.contracts.contract import TableSpec
+from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.governance.masks import shown
 from metalayer.warehouse.leaves import LEAVES
 
 
@@ -28,7 +31,7 @@ def stored_name(spec: TableSpec) -> sql.Identifier:
 
 
 def reading_name(spec: TableSpec) -> sql.Identifier:
-    """What readers of `spec` select from: the table, or the view that adds derived columns."""
+    """What readers of `spec` select from: the table, or the view that derives and masks columns."""
     return sql.Identifier(spec.layer, spec.name)
 
 
@@ -57,31 +60,59 @@ def create_table(spec: TableSpec) -> sql.Composed:
     )
 
 
+def describe(spec: TableSpec) -> str:
+    """What the table's comment says: its meaning, then grain, owner and when a month is due."""
+    due = f"A month is due on {spec.due}." if spec.due else "No month needs to come."
+    facts = f"Grain: {', '.join(spec.key)}. Owner: {spec.owner}. {due}"
+    return f"{spec.description}\n\n{facts}"
+
+
 @dataclass(frozen=True)
 class View:
-    """A view beside a table: its SELECT, its comment, and those of its columns."""
+    """A view beside a table: its SELECT, its comment, and those of its columns.
+
+    Attributes:
+        types: Of a view in a table's place, the columns in order, each with its type.
+    """
 
     body: str
     description: str
     columns: Mapping[str, str]
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
-def views(spec: TableSpec) -> dict[str, View]:
-    """Full name -> view, in the order in which they can be created."""
+def views(spec: TableSpec, evolved: Sequence[str] = ()) -> dict[str, View]:
+    """Full name -> view, in the order in which they can be created.
+
+    Args:
+        evolved: Columns that files brought and no contract declares; they are text.
+    """
     found = {}
     if spec.stored_name != spec.name:
-        columns = sql.SQL(", ").join(
-            sql.SQL("{} as {}").format(sql.SQL(c.derived), sql.Identifier(c.name))
-            if c.derived
-            else sql.Identifier(c.name)
-            for c in spec.columns
+        declared = {c.name for c in spec.columns}
+        # What no contract knows may be anything, so it is masked as such.
+        columns = spec.columns + tuple(
+            ColumnSpec(name, "text", None, "", nullable=True, pii="free_text")
+            for name in evolved
+            if name not in declared
         )
-        body = as_text(sql.SQL("select {} from {}").format(columns, stored_name(spec)))
+        read = sql.SQL(", ").join(map(partial(_read, spec), columns))
+        body = as_text(sql.SQL("select {} from {}").format(read, stored_name(spec)))
         meanings = {c.name: c.meaning for c in spec.columns}
-        found[spec.full_name] = View(body, spec.description, meanings)
+        found[spec.full_name] = View(
+            body, describe(spec), meanings, {c.name: c.type for c in columns}
+        )
     for name, body in spec.views.items():
         found[f"{spec.layer}.{name}"] = View(body, f"A view on {spec.full_name}", {})
     return found
+
+
+def _read(spec: TableSpec, column: ColumnSpec) -> sql.Composable:
+    """A column of the view: as stored or derived, masked for those who may not see it."""
+    name = sql.Identifier(column.name)
+    value = sql.SQL(f"({column.derived})") if column.derived else name
+    read = shown(spec, column, value)
+    return name if read is name else sql.SQL("{} as {}").format(read, name)
 
 
 def unknown_leaf(spec: TableSpec) -> str:

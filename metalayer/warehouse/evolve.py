@@ -20,8 +20,9 @@ import polars as pl
 from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.warehouse.acts import record
 from metalayer.warehouse.altering import beside_readers
-from metalayer.warehouse.ddl import as_text, stored_name
+from metalayer.warehouse.ddl import as_text, reading_name, stored_name, views
 
 #: More of them are kept in `_extra`: it takes a broken export to bring so many.
 MOST_COLUMNS = 200
@@ -153,6 +154,16 @@ def _add(cursor: Any, spec: TableSpec, brought: Mapping[str, str]) -> None:
             )
         )
     cursor.execute("; ".join(parts))
+    record(cursor, "migrate", spec.full_name, {"added": sorted(brought)})
+    view = views(spec, evolved_columns(cursor, spec)).get(spec.full_name)
+    if view is not None:
+        reading = sql.SQL(view.body)
+        cursor.execute(
+            sql.SQL("create or replace view {} as {}").format(reading_name(spec), reading)
+        )
+        cursor.execute(
+            "update meta.views set body = %s where name = %s", (view.body, spec.full_name)
+        )
 
 
 def _meaning(name: str) -> str:

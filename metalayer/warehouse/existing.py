@@ -76,7 +76,9 @@ def read_existing(cursor: Any, layers: Iterable[str]) -> Existing:
         views = {name: body for name, body in cursor.fetchall() if name in relations}
     evolved: dict[str, dict[str, str]] = {}
     if "evolved_columns" in noted:
-        cursor.execute("select table_name, column_name, file from meta.evolved_columns")
+        cursor.execute(
+            "select table_name, column_name, file from meta.evolved_columns order by position"
+        )
         for table, column, file in cursor.fetchall():
             evolved.setdefault(table, {})[column] = file
     facts: list[tuple[Any, ...]] = []
@@ -86,7 +88,7 @@ def read_existing(cursor: Any, layers: Iterable[str]) -> Existing:
             # An earlier release did not note these.
             "to_jsonb(t) ->> 'key_columns', to_jsonb(t) ->> 'open_columns', "
             "(to_jsonb(t) ->> 'due_day')::int, (to_jsonb(t) ->> 'due_hour')::int, "
-            "to_jsonb(t) ->> 'made_from' "
+            "to_jsonb(t) ->> 'made_from', (to_jsonb(t) ->> 'has_personal')::boolean "
             "from meta.tables as t order by position"
         )
         facts = cursor.fetchall()

@@ -22,14 +22,16 @@ create table if not exists meta.tables (
     open_columns text not null default '',
     due_day integer,
     due_hour integer,
-    made_from text not null default ''
+    made_from text not null default '',
+    has_personal boolean not null default true
 );
 alter table meta.tables
     add column if not exists key_columns text not null default '',
     add column if not exists open_columns text not null default '',
     add column if not exists due_day integer,
     add column if not exists due_hour integer,
-    add column if not exists made_from text not null default '';
+    add column if not exists made_from text not null default '',
+    add column if not exists has_personal boolean not null default true;
 comment on table meta.tables is 'Facts of each table from its contract, for those who ask the warehouse only';
 comment on column meta.tables.fresh_within is 'How old the newest publish may be';
 comment on column meta.tables.position is 'Upstream tables come before downstream ones';
@@ -37,7 +39,34 @@ comment on column meta.tables.key_columns is 'The columns that identify a row, w
 comment on column meta.tables.open_columns is 'The columns whose values are not personal, and may be shown';
 comment on column meta.tables.due_day is 'Day of the next month by which a month is to be there; none if it need not come';
 comment on column meta.tables.due_hour is 'Hour of that day, UTC';
+comment on column meta.tables.has_personal is 'Whether any of its columns is personal: then its rejected rows are masked';
 comment on column meta.tables.made_from is 'The tables it is made from, near or far, with commas between';
+
+-- Made once, of what the server has for making keys: no two warehouses have the same.
+create table if not exists meta.secret (pseudonym_key bytea not null);
+create unique index if not exists secret_is_one on meta.secret ((true));
+insert into meta.secret (pseudonym_key)
+select sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+where not exists (select from meta.secret);
+comment on table meta.secret is 'Key of the pseudonyms that stand for names; whoever reads it can look names up';
+
+-- Its subquery in a masking view runs once a statement, with the owner's rights, as `current_user` of the asking.
+create or replace view meta.reader as
+select
+    coalesce(current_setting('metalayer.masked', true), '') <> 'on'
+    and (
+        pg_has_role(
+            current_user, (select relowner from pg_catalog.pg_class where oid = 'meta.secret'::regclass), 'usage'
+        )
+        or exists (
+            select from pg_catalog.pg_roles as r
+            where r.rolname in ('metalayer_steward', 'metalayer_pipeline')
+                and pg_has_role(current_user, r.oid, 'usage')
+        )
+    ) as sees_plain,
+    encode(s.pseudonym_key, 'hex') as pseudonym_key
+from meta.secret as s;
+comment on view meta.reader is 'Whether who asks sees personal values: the owner, and members of metalayer_steward and metalayer_pipeline';
 
 create table if not exists meta.views (name text primary key, body text not null);
 comment on table meta.views is 'The views beside the tables, as they were created';

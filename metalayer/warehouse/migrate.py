@@ -20,8 +20,11 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import ContractError
+from metalayer.governance.carrying import grants_on, keep_grants
+from metalayer.governance.masks import is_personal
 from metalayer.lineage.columns import undeclared_reads
 from metalayer.lineage.select import Select
+from metalayer.warehouse.acts import record
 from metalayer.warehouse.altering import beside_readers
 from metalayer.warehouse.changes import dropped_columns, is_reshaped, table_changes
 from metalayer.warehouse.ddl import View, views
@@ -29,15 +32,25 @@ from metalayer.warehouse.existing import Existing, dependent_views, read_existin
 from metalayer.warehouse.steps import (
     Step,
     comment_step,
+    is_replaceable,
     standing_parent,
     statements,
     view_step,
     where_declared,
 )
 
-_SCRIPTS = ("meta.sql", "functions.sql")
-_CODE = ("ddl.py", "steps.py", "changes.py", "migrate.py")
+_SCRIPTS = ("meta.sql", "acts.sql", "functions.sql")
+_CODE = ("ddl.py", "steps.py", "changes.py", "migrate.py", "../governance/masks.py")
 _INSTALL_LOCK = 0x4D4C0001
+#: With `wal_level = minimal` the log knows nothing of a number drawn in the transaction that made
+#: its sequence, nor of the 32 after it: a crash gave them out again. Set to where they stand,
+#: sequences made here, or in a savepoint of it, log their next number.
+_LOG_NEW_SEQUENCES = (
+    "select setval(s.seqrelid, pg_sequence_last_value(s.seqrelid)) from pg_sequence as s "
+    "join pg_class as c on c.oid = s.seqrelid where c.relnamespace = 'meta'::regnamespace "
+    "and age(c.xmin) <= age(pg_current_xact_id()::xid) "
+    "and pg_sequence_last_value(s.seqrelid) is not null"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ def prepare(
 ) -> Migration:
     """Bring the warehouse in line, unless it is so already, in the caller's transaction.
 
+    Nothing that draws a number of ours may follow in that transaction: see `_LOG_NEW_SEQUENCES`.
+
     Args:
         specs: All tables, upstream before downstream.
         selects: What fills them: no column that one of these reads is dropped.
@@ -101,6 +116,11 @@ def prepare(
             "insert into meta.installed (fingerprint, scripts) values (%s, %s)",
             (wanted, _scripts_fingerprint()),
         )
+        if done.steps:
+            about = sorted({step.about for step in done.steps})
+            altered = sorted({s.about for s in done.steps if s.kind == "alter"})
+            record(cursor, "migrate", "schema", {"about": about, "altered": altered})
+        cursor.execute(_LOG_NEW_SEQUENCES)
     return done
 
 
@@ -145,7 +165,11 @@ def plan_migration(
     existing = read_existing(cursor, layers) if cursor is not None else Existing()
     steps = _ground(existing, sorted(layers))
     refusals = _refused_drops(existing, specs, selects)
-    wanted = {name: view for spec in specs for name, view in views(spec).items()}
+    wanted = {
+        name: view
+        for spec in specs
+        for name, view in views(spec, tuple(existing.evolved.get(spec.full_name, ()))).items()
+    }
     dropped = _views_in_the_way(cursor, existing, specs, wanted if is_complete else None)
     if dropped:
         steps.append(_drop_views(dropped))
@@ -185,8 +209,10 @@ def _run(
             _lock(cursor, specs, altered)
             plan = plan_migration(cursor, specs, selects, is_complete=is_complete)
             plan.refuse()
+        held = grants_on(cursor, {spec.layer for spec in specs})
         for step in plan.steps:
             _execute(cursor, step)
+        keep_grants(cursor, held, specs)
         return plan
 
     return beside_readers(cursor, migrate, "The tables cannot be brought in line")
@@ -278,6 +304,12 @@ def _views_in_the_way(
         for spec in specs
         if (standing := standing_parent(existing, spec)) and is_reshaped(existing, spec)
     ]
+    reshaped += [
+        existing.relations[name].oid
+        for name, view in (wanted or {}).items()
+        if existing.views.get(name) not in (None, view.body)
+        and not is_replaceable(existing.relations[name], view)
+    ]
     found = dependent_views(cursor, reshaped) if reshaped else {}
     if wanted is not None:
         found |= {n: existing.relations[n].oid for n in existing.views if n not in wanted}
@@ -326,7 +358,7 @@ def _facts(
             *(position, ",".join(spec.key)),
             ",".join(c.name for c in spec.columns if c.pii is None),
             *((spec.due.day, spec.due.hour) if spec.due else (None, None)),
-            ",".join(_made_from(spec.full_name, specs, selects)),
+            *(",".join(_made_from(spec.full_name, specs, selects)), is_personal(spec)),
         )
         for position, spec in enumerate(specs)
     ]
@@ -341,7 +373,8 @@ def _facts(
             sql.SQL("delete from meta.tables"),
             sql.SQL(
                 "insert into meta.tables (table_name, layer, description, owner, fresh_within, "
-                "position, key_columns, open_columns, due_day, due_hour, made_from) values\n    {}"
+                "position, key_columns, open_columns, due_day, due_hour, made_from, "
+                "has_personal) values\n    {}"
             ).format(values),
         ),
         ("Notes owner, freshness and order of the tables, for `status` and `query`.",),
@@ -363,7 +396,7 @@ def _fingerprint(specs: Sequence[TableSpec], selects: Mapping[str, Select]) -> s
     """What the database's schema is made from, and what reads it."""
     digest = hashlib.sha256(_scripts_fingerprint().encode())
     for name in _CODE:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parent / name).read_bytes())
     for spec in specs:
         facts = (spec.full_name, spec.description, spec.owner, spec.fresh_within, spec.due)
         digest.update(repr((*facts, spec.columns, spec.views, spec.unknown_member)).encode())

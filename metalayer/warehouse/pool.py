@@ -5,6 +5,8 @@ SQLAlchemy's engine keeps them; work is done on the raw psycopg2 connection, bec
 """
 
 import contextlib
+import os
+import pwd
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,15 +17,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from metalayer.errors import MetaLayerError, WarehouseError
 from metalayer.outages import outage
-from metalayer.warehouse.server import SESSION
+from metalayer.warehouse.server import SESSION, tls_advice
+
+#: Who acts in a session and why: the audit log takes it from there (`acts.sql`).
+_INTRODUCTION = (
+    "select set_config('metalayer.os_user', %s, false), set_config('metalayer.why', %s, false)"
+)
 
 
-def connect_pool(url: str, size: int) -> Engine:
+def connect_pool(url: str, size: int, why: str = "") -> Engine:
     """A pool of at most `size` connections, opened when first needed.
 
     Args:
         url: SQLAlchemy URL with the psycopg2 driver named.
         size: connections in use at once; one more request waits for the next to come back.
+        why: the reason for what is done on them, for the audit log.
 
     Returns:
         The engine. `dispose()` closes the connections.
@@ -43,10 +51,18 @@ def connect_pool(url: str, size: int) -> Engine:
     def agree(raw: Any, _record: object) -> None:
         # Statements and not start-up options: a user's URL may have options of its own.
         with raw.cursor() as cursor:
-            cursor.execute(SESSION)
+            cursor.execute(f"{SESSION}; {_INTRODUCTION}", (_os_user(), why))
         raw.commit()
 
     return engine
+
+
+def _os_user() -> str:
+    """The account that this process runs as."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())  # a container without a list of users
 
 
 @contextlib.contextmanager
@@ -93,5 +109,6 @@ def _unreachable(pool: Engine, error: Exception) -> WarehouseError:
     lines = str(getattr(error, "orig", None) or error).strip().splitlines() or ["no reason given"]
     return WarehouseError(
         f"Database '{pool.url.database}' at {host} cannot be reached: {lines[0]}",
-        "`metalayer doctor` shows which server is used and whether it answers.",
+        tls_advice(error)
+        or "`metalayer doctor` shows which server is used and whether it answers.",
     )

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Collection
 from datetime import date
 from typing import Any
 
 import polars as pl
 from psycopg2 import sql
 
-from metalayer.warehouse.ddl import identifiers
+from metalayer.contracts.contract import bronze_spec
+from metalayer.warehouse.ddl import identifiers, stored_name
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.stage import Stage
 from metalayer.warehouse.violations import LEAF, ROW
@@ -33,7 +35,7 @@ def open_quarantine(cursor: Any) -> None:
 
 
 def note(cursor: Any, bad: pl.DataFrame) -> None:
-    """Note bad rows, as `violations.bad_rows` gives them."""
+    """Note bad rows, as `violations.BadRows` gives them."""
     listed = pl.col("violations").list.eval(pl.element().struct.json_encode()).list.join(",")
     lines = bad.select(LEAF, ROW, pl.concat_str(pl.lit("["), listed, pl.lit("]")))
     buffer = io.BytesIO()
@@ -66,8 +68,12 @@ def quarantine_outside(cursor: Any, stage: Stage) -> int:
     return int(count)
 
 
-def take_out(cursor: Any, stage: Stage) -> None:
-    """Complete the session's quarantine from the staged rows, and delete these from the stage."""
+def take_out(cursor: Any, stage: Stage, emptied: Collection[str] = ()) -> None:
+    """Complete the session's quarantine from the staged rows, and delete these from the stage.
+
+    Args:
+        emptied: Leaves of which nothing stays, be it noted or not.
+    """
     cursor.execute("select distinct leaf from staged_quarantine where raw is null")
     leaves = {leaf for (leaf,) in cursor.fetchall()}
     if not leaves:
@@ -75,6 +81,9 @@ def take_out(cursor: Any, stage: Stage) -> None:
     months = {leaf: month for month, leaf in stage.leaves.items()}
     for leaf in sorted(leaves):
         _complete(cursor, stage, leaf, months.get(leaf))
+        if leaf in emptied:
+            cursor.execute(sql.SQL("truncate {}").format(sql.Identifier(LEAVES, leaf)))
+            continue
         cursor.execute(
             sql.SQL(
                 "delete from {} as s using staged_quarantine as q where q.leaf = %s "
@@ -98,7 +107,7 @@ def _complete(cursor: Any, stage: Stage, leaf: str, month: date | None) -> None:
         bronze = sql.SQL(
             "left join {} as b on b._delivery_id = s._delivery_id and b._line = s._line {}"
         ).format(
-            sql.Identifier("bronze", spec.name),
+            stored_name(bronze_spec(spec)),
             sql.SQL("and b.month = {}").format(sql.Literal(month.isoformat()))
             if month
             else sql.SQL(""),

@@ -224,7 +224,8 @@ def _own_server(url: str) -> WarehouseServer:
     except psycopg2.Error as error:
         raise WarehouseError(
             f"PostgreSQL at {shown} cannot be reached: {_first_line(error)}",
-            "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
+            tls_advice(error)
+            or "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
         ) from None
     with contextlib.closing(connection):
         connection.autocommit = True
@@ -250,6 +251,17 @@ def _own_server(url: str) -> WarehouseServer:
             cursor.execute("create schema if not exists dagster")
         separator = "&" if urlsplit(url).query else "?"
         return WarehouseServer(url, f"{url}{separator}options=-csearch_path%3Ddagster")
+
+
+def tls_advice(error: BaseException) -> str:
+    """What to do about a connection that failed for its encryption; empty if it did not."""
+    said = str(error)
+    if "certificate" not in said and "SSL" not in said:
+        return ""
+    return (
+        "Check sslmode and sslrootcert in METALAYER_DATABASE_URL: with verify-full the server's "
+        "certificate must name the host as it is written there, and be signed by sslrootcert."
+    )
 
 
 def _first_line(error: psycopg2.Error) -> str:

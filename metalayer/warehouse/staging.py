@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from metalayer.warehouse.audit import MonthAudit, audit_stage, judge
 from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.phases import Phase
 from metalayer.warehouse.publish import Publication
 from metalayer.warehouse.stage import Stage, create_stage, finish_stage
 from metalayer.warehouse.state import State
@@ -33,14 +34,14 @@ class Staged:
         state: What they were made from.
         audits: Month -> verdict.
         publications: Month -> what is to be recorded of it.
-        seconds: Each month's share of the time it took.
+        phases: Each month's share of the seconds it took, by phase.
     """
 
     job: TableJob
     state: State
     audits: Mapping[date, MonthAudit]
     publications: Mapping[date, Publication]
-    seconds: float
+    phases: Mapping[Phase, float]
 
     def outcome(self, month: date) -> Outcome:
         """What becomes of the month."""
@@ -84,16 +85,19 @@ def stage_months(
         fill(cursor, stage)
     else:
         job.fill(cursor, stage, months[0], next_month(months[-1]))
+    filled = time.monotonic()
     audits = audit_stage(cursor, stage)
-    published = state.published.get(spec.full_name, {})
-    judge(cursor, audits, spec, {month: version.rows for month, version in published.items()})
+    judge(cursor, audits, spec)
     finish_stage(cursor, stage)
-    share = (time.monotonic() - began) / len(months)
+    ended = time.monotonic()
+    phases: dict[Phase, float] = {
+        "copy in" if spec.layer == "bronze" else "transform": (filled - began) / len(months),
+        "audit": (ended - filled) / len(months),
+    }
     publications = {}
     for month, audit in audits.items():
-        came = audit.tally.rows + audit.quarantined
         expected = job.rows_expected(state, month)
-        if audit.problem is None and expected is not None and expected != came:
+        if audit.problem is None and expected is not None and expected != audit.rows:
             audit.problem = (
                 f"{expected:,} rows went in, {audit.tally.rows:,} were staged and "
                 f"{audit.quarantined:,} quarantined: rows were lost or multiplied by the SELECT"
@@ -104,11 +108,11 @@ def stage_months(
             data_version=audit.tally.data_version,
             code_version=job.code_version,
             inputs=job.inputs(state, month),
-            rows_read=came,
+            rows_read=audit.rows,
             rows=audit.tally.rows - audit.tally.superseded,
             rows_quarantined=audit.quarantined,
             rows_superseded=audit.tally.superseded,
             run_id=run_id,
-            seconds=share,
+            seconds=sum(phases.values()),
         )
-    return Staged(job, state, audits, publications, share)
+    return Staged(job, state, audits, publications, phases)

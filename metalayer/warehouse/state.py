@@ -70,11 +70,22 @@ class State:
         cut = bisect_left if reach is Reach.BEFORE else bisect_right
         return prefixes[cut(months, month)]
 
+    def span(self, but_for: Collection[str]) -> tuple[date, date] | None:
+        """First and last month of which there are rows, delivered or published; None without any.
+
+        Args:
+            but_for: Tables that do not count.
+        """
+        found = [ends for name, ends in self._ends if name not in but_for]
+        return (min(e[0] for e in found), max(e[1] for e in found)) if found else None
+
     @cached_property
-    def delivered_months(self) -> list[date]:
-        """Every month that any delivery or published table has rows for, in order."""
-        found = {m for months in self.delivered.values() for m in months}
-        return sorted(found.union(*(months.keys() for months in self.published.values())))
+    def _ends(self) -> list[tuple[str, tuple[date, date]]]:
+        """Source or table -> first and last month in which it has rows, of those that have any."""
+        filled = {name: set(months) for name, months in self.delivered.items()}
+        for table, months in self.published.items():
+            filled[table] = {month for month, version in months.items() if version.rows}
+        return [(name, (min(months), max(months))) for name, months in filled.items() if months]
 
     def _prefix(self, table: str) -> tuple[list[date], list[str]]:
         """Months of `table` in order, and the fingerprint of each beginning of that list."""

@@ -16,10 +16,12 @@ from metalayer.warehouse.ddl import (
     as_text,
     create_table,
     create_unknown_leaf,
+    describe,
     insert_unknown_member,
     stored_name,
 )
 from metalayer.warehouse.existing import Existing, Relation
+from metalayer.warehouse.retype import canonical
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def where_declared(spec: TableSpec) -> str:
 def standing_parent(existing: Existing, spec: TableSpec) -> tuple[str, Relation] | None:
     """The partitioned table that holds the rows of `spec` now, which may have its other name.
 
-    A contract's first derived column turns `layer.name` into a view, and its last one back.
+    A contract's first derived or personal column turns `layer.name` into a view, and its last one
+    back.
     """
     for name in (spec.stored_name, spec.name, f"{spec.name}_stored"):
         relation = existing.relations.get(f"{spec.layer}.{name}")
@@ -82,9 +85,9 @@ def creation_step(spec: TableSpec) -> Step:
 def renaming_step(spec: TableSpec, name: str) -> Step:
     """The partitioned table under its other name, see `standing_parent`."""
     why = (
-        f"{spec.full_name} becomes a view that adds derived columns"
+        f"{spec.full_name} becomes a view that adds derived columns and masks personal ones"
         if spec.stored_name != spec.name
-        else "it has no derived columns any more"
+        else "it has neither derived nor personal columns any more"
     )
     return Step(
         spec.full_name,
@@ -103,8 +106,8 @@ def comment_step(existing: Existing, spec: TableSpec) -> Step | None:
     relation = standing[1] if standing else None
     parent = stored_name(spec)
     parts: list[sql.Composable] = []
-    if relation is None or relation.comment != spec.description:
-        parts.append(_comment("table", parent, spec.description))
+    if relation is None or relation.comment != describe(spec):
+        parts.append(_comment("table", parent, describe(spec)))
     for c in spec.stored:
         there = relation.columns.get(c.name) if relation else None
         if there is None or there.comment != c.meaning:
@@ -131,9 +134,14 @@ def view_step(existing: Existing, name: str, view: View, *, is_dropped: bool) ->
     )
     parts: list[sql.Composable] = []
     if not stands:
-        if relation is not None and relation.kind == "v" and not is_dropped:
+        is_there = relation is not None and relation.kind == "v" and not is_dropped
+        create = sql.SQL("create view {} as {}")
+        if is_there and is_replaceable(relation, view):
+            # What stands on it, and who may read it, stays.
+            create = sql.SQL("create or replace view {} as {}")
+        elif is_there:
             parts.append(sql.SQL("drop view {}").format(identifier))
-        parts.append(sql.SQL("create view {} as {}").format(identifier, sql.SQL(view.body)))
+        parts.append(create.format(identifier, sql.SQL(view.body)))
         parts.append(
             sql.SQL(
                 "insert into meta.views (name, body) values ({}, {}) "
@@ -151,6 +159,13 @@ def view_step(existing: Existing, name: str, view: View, *, is_dropped: bool) ->
     if stands:
         return Step(name, statements(*parts), ("Says what the view means.",), kind="note")
     return Step(name, statements(*parts), ("Creates the view.",), kind="view")
+
+
+def is_replaceable(relation: Relation | None, view: View) -> bool:
+    """Whether a view that is there can take the new SELECT: its columns stay as they are."""
+    there = {name: a.type for name, a in relation.columns.items()} if relation else {}
+    wanted = {name: canonical(kind) for name, kind in view.types.items()}
+    return bool(wanted) and list(there.items()) == list(wanted.items())
 
 
 def _comment(kind: str, name: sql.Identifier, text: str) -> sql.Composed:

@@ -3,7 +3,8 @@
 A rollback makes the kept leaf of a version the partition again, which is as quick for a hundred
 rows as for a hundred million, and records that as a version of its own. It takes over what the
 replaced version was made from, so no build undoes it by itself: the month is out of date again when
-its inputs change, while all that is made from it is out of date at once where contents differ.
+its inputs change, while all that is made from it is out of date at once where contents differ. A
+leaf from before a column became wider is widened first.
 
 Does not belong here: putting a leaf in place (`publish.py`), which versions are kept
 (`keeping.py`), or reading them (`metalayer.history`).
@@ -11,20 +12,27 @@ Does not belong here: putting a leaf in place (`publish.py`), which versions are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import psycopg2.errors
+from psycopg2 import sql
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import UsageError, WarehouseError
-from metalayer.warehouse.ddl import stored_name
+from metalayer.warehouse.altering import beside_readers
+from metalayer.warehouse.checks import keys_unique
+from metalayer.warehouse.ddl import identifiers, stored_name
 from metalayer.warehouse.keeping import Keeping
-from metalayer.warehouse.leaves import columns_of, has_key, required_columns_of
+from metalayer.warehouse.leaves import LEAVES, columns_of, has_key, required_columns_of
 from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import Publication, publish
+from metalayer.warehouse.retype import conversion, is_lossless
+from metalayer.warehouse.state import load_state
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ def rollback(
     Raises:
         UsageError: for a bronze table, a month that is not published, or a version that is not
             kept, listing those that are.
-        WarehouseError: when the version's columns do not fit the table as it is now.
+        WarehouseError: when the version's columns do not fit the table as it is now. One whose type
+            has since become a wider one is converted, which takes longer for more rows.
     """
     if spec.layer == "bronze":
         raise UsageError(
@@ -75,7 +84,7 @@ def rollback(
             current, wanted = next(v for v in kept.values() if v.is_current), kept[to]
             if wanted.leaf == current.leaf:
                 return Rollback(current.version, to, current.version, current.rows)
-            _refuse_misfits(cursor, spec, month, wanted)
+            _fit(cursor, spec, month, wanted)
             connection.commit()
             version = publish(connection, spec, _restoring(month, wanted, current), keeping)
         finally:
@@ -84,6 +93,44 @@ def rollback(
                 unlock_all(cursor)
                 connection.commit()
     return Rollback(version, to, current.version, wanted.rows)
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What a rollback of one month means for rows that came or moved since.
+
+    Attributes:
+        repeated: Keys of the month that stand in another month as well.
+        gone: Keys of the replaced version that the month has no longer, whether or not they stand
+            in another; None where the replaced version is not kept.
+    """
+
+    repeated: int
+    gone: int | None
+
+
+def aftermath(pool: Engine, spec: TableSpec, month: date, done: Rollback) -> Aftermath:
+    """Look for keys that stand in two months, or not in the month any more, after a rollback."""
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        state = load_state(cursor, [spec.full_name])
+        rows = {m: p.rows for m, p in state.published[spec.full_name].items()}
+        repeated = keys_unique(cursor, spec, [month], rows).months[month].get("keys", 0)
+        kept = _kept(cursor, spec, month)
+        if done.replaced not in kept or done.version not in kept:
+            return Aftermath(repeated, None)
+        lost = sql.SQL(
+            "select count(*) from (select {key} from {before} except select {key} from {now}) as k"
+        ).format(
+            key=identifiers(spec.key),
+            before=sql.Identifier(LEAVES, kept[done.replaced].leaf),
+            now=sql.Identifier(LEAVES, kept[done.version].leaf),
+        )
+        try:
+            cursor.execute(lost)
+        except psycopg2.errors.UndefinedTable:  # pruned by a build a moment ago
+            connection.rollback()
+            return Aftermath(repeated, None)
+        return Aftermath(repeated, cursor.fetchone()[0])
 
 
 @dataclass(frozen=True)
@@ -151,10 +198,44 @@ def _restoring(month: date, wanted: _Kept, current: _Kept) -> Publication:
     )
 
 
-def _refuse_misfits(cursor: Any, spec: TableSpec, month: date, wanted: _Kept) -> None:
-    """Only a leaf that has what the table has now can become its partition."""
+def _fit(cursor: Any, spec: TableSpec, month: date, wanted: _Kept) -> None:
+    """Make a leaf what can become a partition of the table as it is now, if nothing is lost."""
     held = columns_of(cursor, [wanted.leaf])[wanted.leaf]
     due = _columns(cursor, spec)
+    widened = {
+        name: kind
+        for name, kind in held.items()
+        if name in due and kind != due[name] and is_lossless(kind, due[name])
+    }
+    _refuse_misfits(cursor, spec, month, wanted, held, {**due, **{n: held[n] for n in widened}})
+    if not widened:
+        return
+    changes = sql.SQL(", ").join(
+        sql.SQL("alter column {} type {} using {}").format(
+            column, sql.SQL(due[name]), conversion(column, kind, due[name])
+        )
+        for name, kind in widened.items()
+        if (column := sql.Identifier(name))
+    )
+    change = sql.SQL("alter table {} {}").format(sql.Identifier(LEAVES, wanted.leaf), changes)
+    what = f"Version {wanted.version} of {spec.full_name} {month:%Y-%m} cannot be changed"
+    beside_readers(cursor, lambda: cursor.execute(change), what)
+
+
+def _refuse_misfits(
+    cursor: Any,
+    spec: TableSpec,
+    month: date,
+    wanted: _Kept,
+    held: Mapping[str, str],
+    due: Mapping[str, str],
+) -> None:
+    """Only a leaf that has what the table has now can become its partition.
+
+    Args:
+        held: The leaf's columns -> their types.
+        due: The table's -> the types that the leaf must have.
+    """
     required = {c.name for c in spec.stored if not c.nullable} & due.keys()
     given = required_columns_of(cursor, wanted.leaf)
     misfits = [

@@ -178,6 +178,33 @@ def test_a_partition_materialized_from_the_ui_is_published(
     with transaction(pool) as connection, connection.cursor() as cursor:
         cursor.execute("select order_id, status from silver.orders")
         assert cursor.fetchall() == [(1, "COMPLETED")]
+    # What a click shows beside it: where each column comes from, and the numbers that are plotted.
+    (event,) = webserver.ask(_TOLD)["assetNodeOrError"]["assetMaterializations"]
+    lineage = _lineage(event)
+    assert lineage["total_amount"] == {"bronze.orders.total_amount"}
+    assert lineage["status"] == {"bronze.orders.status"}
+    numbers = {e["label"]: e.get("intValue") for e in event["metadataEntries"]}
+    assert event["partition"] == "2025-01"
+    assert (numbers["dagster/partition_row_count"], numbers["rows_quarantined"]) == (1, 0)
+
+
+_TOLD = """
+{ assetNodeOrError(assetKey: {path: ["silver", "orders"]}) { ... on AssetNode {
+    assetMaterializations(limit: 1) { partition metadataEntries { label
+      ... on TableColumnLineageMetadataEntry {
+        lineage { columnName columnDeps { assetKey { path } columnName } } }
+      ... on IntMetadataEntry { intValue } } } } } }
+"""
+
+
+def _lineage(event: Any) -> dict[str, set[str]]:
+    (found,) = [e["lineage"] for e in event["metadataEntries"] if e.get("lineage")]
+    return {
+        column["columnName"]: {
+            ".".join([*dep["assetKey"]["path"], dep["columnName"]]) for dep in column["columnDeps"]
+        }
+        for column in found
+    }
 
 
 _CHECK = """

@@ -40,3 +40,9 @@ def make_platform(
             return Platform(Warehouse(pool, settings), instance)
 
         yield make
+
+
+@pytest.fixture
+def keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are settled in parts, as those of files with many millions of rows are."""
+    monkeypatch.setattr("metalayer.landing.settle._KEYS_AT_ONCE", 2)

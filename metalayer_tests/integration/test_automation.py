@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -18,13 +19,16 @@ from dagster._core.storage.tags import (
 )
 
 from metalayer.assets.headless import PROCESS_TAG
-from metalayer.assets.resources import lent_to_runs
+from metalayer.assets.resources import Warehouse, lent_to_runs
+from metalayer.automation import landing
 from metalayer.automation.arrivals import said_of
 from metalayer.automation.following import joined
 from metalayer.automation.landing import landing_sensor, take_in_files
 from metalayer.catalog import catalog
+from metalayer.contracts.contract import REJECTS_ALWAYS_TOLERATED
 from metalayer.definitions import defs
 from metalayer.inspection import table_status
+from metalayer.landing.ledger import lock
 from metalayer.services.runs import close_lost_runs
 from metalayer.warehouse.build import MonthResult
 from metalayer.warehouse.pool import transaction
@@ -33,9 +37,13 @@ from metalayer_tests.story import Platform
 
 MONTHS = [f"2025-{number:02}" for number in range(1, 7)]
 SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
+#: A tick is cut off by Dagster after a minute.
+TICK_SECONDS = 30
 TABLES = [dg.AssetKey(table.split(".")) for table in catalog().specs]
-#: A month without one good row fails.
-BROKEN = ORDERS + "7,1,P00001,2025-02-09,0,5.00,5.00,LOST\n"
+#: A month with so many bad rows fails.
+BROKEN = ORDERS + "".join(
+    f"{n},1,P00001,2025-02-09,0,5.00,5.00,LOST\n" for n in range(7, 8 + REJECTS_ALWAYS_TOLERATED)
+)
 
 
 @dataclass
@@ -131,6 +139,17 @@ def test_a_history_is_asked_for_in_one_tick_and_built_in_one_run(half_a_year: Pl
     assert daemon.run(asked)
     assert daemon.tick() == {}
     assert current(half_a_year)
+
+
+def test_five_years_are_asked_for_in_one_run(platform: Platform) -> None:
+    months = [f"{2021 + n // 12}-{n % 12 + 1:02}" for n in range(58)]
+    rows = "".join(order(n, f"{month}-05") for n, month in enumerate(months, start=1))
+    platform.land("erp/orders.csv", ORDERS + rows)
+    platform.register()
+    (request,) = requests(Daemon(platform).tick())
+    assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == months[0]
+    assert request.tags[ASSET_PARTITION_RANGE_END_TAG] == months[-1]
+    assert len(request.asset_selection or ()) > 10
 
 
 def test_a_first_start_on_a_warehouse_that_is_built_asks_for_nothing(built: Platform) -> None:
@@ -492,22 +511,68 @@ def test_a_file_that_matches_no_source_is_named(platform: Platform) -> None:
     assert not [e for e in events if not isinstance(e, dg.AssetCheckEvaluation)]
 
 
-def test_many_files_are_left_to_one_run(platform: Platform) -> None:
-    for number in range(101):
+def test_a_thousand_files_are_left_to_one_run(platform: Platform) -> None:
+    for number in range(1000):
         platform.land(f"erp/orders_{number}.csv", ORDERS + order(number + 1, "2025-01-05"))
     sensor = landing_sensor(platform.warehouse.settings)
     with lent_to_runs(platform.warehouse):
+        began = time.monotonic()
         done = sensor.evaluate_tick(dg.build_sensor_context(platform.instance))
+        assert time.monotonic() - began < TICK_SECONDS
         assert [r.job_name for r in done.run_requests or ()] == ["take_in"]
         # Asked for once; the next tick waits for it.
         again = sensor.evaluate_tick(dg.build_sensor_context(platform.instance, cursor=done.cursor))
         assert not again.run_requests
         result = defs.resolve_job_def("take_in").execute_in_process(instance=platform.instance)
     assert result.success
-    assert {entry["status"] for entry in platform.ledger()} == {"loaded"}
+    assert [entry["status"] for entry in platform.ledger()] == ["loaded"] * 1000
+    began = time.monotonic()
     said, events, _ = landing_tick(platform)
-    assert said == "101 taken in"
+    assert time.monotonic() - began < TICK_SECONDS
+    assert said == "1000 taken in"
     assert [e.partition for e in events if isinstance(e, dg.AssetMaterialization)] == ["2025-01"]
+
+
+def test_a_tick_reads_no_file_that_it_has_not_judged(
+    two_files: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = landing.look
+
+    def look_and_then_more_lands(warehouse: Warehouse) -> landing.Waiting:
+        waiting = looked(warehouse)
+        two_files.land("erp/orders_2025-02.csv", ORDERS + order(2, "2025-02-05"))
+        return waiting
+
+    monkeypatch.setattr(landing, "look", look_and_then_more_lands)
+    said, _, cursor = landing_tick(two_files)
+    assert said == "1 taken in; 1 rejected"
+    monkeypatch.setattr(landing, "look", looked)
+    assert landing_tick(two_files, cursor)[0] == "1 taken in"
+
+
+def test_a_tick_does_not_wait_for_whoever_takes_files_in(two_files: Platform) -> None:
+    with transaction(two_files.warehouse.pool) as connection, connection.cursor() as cursor:
+        lock(cursor)
+        said, _, told = landing_tick(two_files)
+        assert said.endswith("another process is taking files in")
+        assert two_files.ledger() == []
+    assert landing_tick(two_files, told)[0] == "1 taken in; 1 rejected"
+
+
+def test_a_ticks_log_tells_of_each_file(two_files: Platform) -> None:
+    two_files.land("erp/invoices.csv", "a\n1\n")
+    sensor = landing_sensor(two_files.warehouse.settings)
+    context = dg.build_sensor_context(two_files.instance)
+    told: list[str] = []
+    context.log.info = told.append  # type: ignore[method-assign]
+    with lent_to_runs(two_files.warehouse):
+        sensor.evaluate_tick(context)
+    assert told == [
+        "left alone: erp/invoices.csv: it matches no source",
+        "taken in: erp/orders_2025-01.csv: 1 rows, 2025-01 to 2025-01",
+        told[2],
+    ]
+    assert told[2].startswith("rejected: erp/orders_cut.csv: orders_cut.csv has no column")
 
 
 def test_a_compressed_file_counts_as_what_it_unpacks_to(platform: Platform) -> None:
@@ -549,6 +614,25 @@ def test_when_a_month_turns_the_one_that_has_ended_and_the_new_one_are_built(
     (request,) = schedule.evaluate_tick(context).run_requests or ()
     assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == "2026-02"
     assert request.tags[ASSET_PARTITION_RANGE_END_TAG] == "2026-03"
+
+
+def test_the_job_of_the_months_turn_builds_what_is_out_of_date_in_them(
+    half_a_year: Platform,
+) -> None:
+    with lent_to_runs(half_a_year.warehouse):
+        result = defs.resolve_job_def("current_month").execute_in_process(
+            instance=half_a_year.instance,
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: MONTHS[-2],
+                ASSET_PARTITION_RANGE_END_TAG: MONTHS[-1],
+            },
+        )
+    assert result.success
+    built = half_a_year.ask(
+        "select distinct to_char(month, 'YYYY-MM') from meta.versions "
+        "where table_name = 'gold.fact_orders' order by 1"
+    )
+    assert built == [(MONTHS[-2],), (MONTHS[-1],)]
 
 
 def test_a_full_refresh_builds_what_is_up_to_date(built: Platform) -> None:

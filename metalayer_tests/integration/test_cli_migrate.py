@@ -39,8 +39,9 @@ class Clone:
         assert "Traceback" not in done.stderr
         return done.stdout, done.stderr
 
-    def rows(self, query: str) -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = json.loads(self.run("query", query, "--format", "json")[0])
+    def rows(self, query: str, *options: str) -> list[dict[str, Any]]:
+        shown, _ = self.run("query", query, "--format", "json", *options)
+        answer: list[dict[str, Any]] = json.loads(shown)
         return answer
 
     def land(self, name: str, text: str) -> None:
@@ -83,6 +84,7 @@ def test_edited_contracts_are_planned_done_or_refused(clone: Clone) -> None:
     clone.land("customers.csv", CUSTOMERS + customer(7, "2025-01-02"))
     clone.run("build")
     assert "Nothing to migrate" in clone.run("migrate", "--plan")[1]
+    assert "Nothing to do: a build would rebuild no month." in clone.run("build", "--plan")[1]
 
     clone.edit(
         "metalayer/contracts/gold/agg_daily_sales.py",
@@ -111,6 +113,20 @@ def test_edited_contracts_are_planned_done_or_refused(clone: Clone) -> None:
     columns = "select column_name from information_schema.columns where column_name = 'dearest'"
     assert clone.rows(columns) == []
 
+    plan = json.loads(clone.run("build", "--plan", "--json")[0])
+    named = {
+        (m["table"], m["month"]): (m["rebuild"], [reason["text"] for reason in m["reasons"]])
+        for m in plan["months"]
+    }
+    changed = ("yes", ["its contract changed", "its SELECT changed"])
+    for month in ("2025-01", "2025-02"):
+        assert named.pop(("gold.agg_daily_sales", month)) == changed
+    certain = {table for (table, _), (rebuild, _) in named.items() if rebuild == "yes"}
+    assert certain == {"bronze.customers"}
+    shown, _ = clone.run("build", "--plan")
+    assert "2025-01..2025-02" in shown
+    assert "its contract changed" in shown
+
     done, _ = clone.run("migrate")
     assert "gold.agg_daily_sales: Adds column dearest (numeric(18,2))" in done
     assert "Nothing to migrate" in clone.run("migrate")[1]
@@ -123,10 +139,10 @@ def test_edited_contracts_are_planned_done_or_refused(clone: Clone) -> None:
     clone.land("customers_b.csv", f"{header},Loyalty Tier\n{row},gold\n")
     clone.run("build")
     assert clone.rows("select dearest from gold.agg_daily_sales")[0] == {"dearest": 10.00}
-    assert clone.rows("select customer_id, loyalty_tier from bronze.customers order by 1") == [
-        {"customer_id": "7", "loyalty_tier": None},
-        {"customer_id": "8", "loyalty_tier": "gold"},
-    ]
+    # What no contract knows may be anybody's data.
+    tiers = "select loyalty_tier as tier from bronze.customers order by customer_id"
+    assert clone.rows(tiers) == [{"tier": None}, {"tier": "***"}]
+    assert clone.rows(tiers, "--unmasked") == [{"tier": None}, {"tier": "gold"}]
 
     clone.edit(
         "metalayer/contracts/gold/fact_orders.py",
@@ -144,3 +160,24 @@ def test_edited_contracts_are_planned_done_or_refused(clone: Clone) -> None:
     assert clone.rows("select count(*) as n from gold.fact_orders where status is not null") == [
         {"n": 2}
     ]
+
+
+def test_a_rule_that_is_mended_empties_the_quarantine(clone: Clone) -> None:
+    bad = order(2, "2025-01-06").replace("PAID", "RETURNED")
+    clone.land("orders.csv", ORDERS + order(1, "2025-01-05") + bad)
+    clone.run("build", "bronze.orders", "silver.orders")
+    kept = "select order_id from silver.orders order by 1"
+    assert clone.rows(kept) == [{"order_id": 1}]
+    (filed,) = json.loads(clone.run("rejects", "--json")[0])
+    assert filed["column"] == "status"
+    contract = clone.folder / "metalayer/contracts/silver/orders.py"
+    clone.edit("metalayer/contracts/silver/orders.py", _one_more_state(contract.read_text()))
+    for _ in range(2):
+        clone.run("build", "bronze.orders", "silver.orders")
+        assert clone.rows(kept) == [{"order_id": 1}, {"order_id": 2}]
+        assert json.loads(clone.run("rejects", "--json")[0]) == []
+
+
+def _one_more_state(contract: str) -> tuple[str, str]:
+    states = next(line for line in contract.splitlines() if '"CANCELLED"' in line)
+    return states, states.replace('"CANCELLED"', '"CANCELLED", "RETURNED"')

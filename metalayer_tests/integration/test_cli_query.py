@@ -1,5 +1,6 @@
 """`query` on a real database: whatever is typed, it can only read."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.inspection import ask, reading
 from metalayer.settings import Settings
+from metalayer_tests.integration.test_build import ORDERS
+from metalayer_tests.story import Platform
 
 
 def answer(settings: Settings, query: str) -> list[tuple[Any, ...]]:
@@ -105,3 +108,13 @@ def test_an_error_points_at_its_place(settings: Settings) -> None:
         "line 2:        nosuch",
         "               ^",
     ]
+
+
+def test_a_month_that_is_swapped_meanwhile_is_seen_whole(platform: Platform) -> None:
+    settings = platform.warehouse.settings
+    for total in ("5.00", "7.00"):
+        platform.land("erp/orders.csv", f"{ORDERS}1,7,P00001,2025-01-05,1,{total},{total},PAID\n")
+        with reading(settings) as connection:
+            assert platform.build("bronze.orders", "silver.orders").succeeded
+            with ask(connection, "select total_amount from silver.orders") as found:
+                assert [row for (row,) in found.rows] == [Decimal(total)]

@@ -22,9 +22,12 @@ import psycopg2
 import pytest
 
 from metalayer.assets.headless import BuildOutcome
+from metalayer.catalog import catalog
 from metalayer.sample import generate
 from metalayer.settings import PROJECT_ROOT, Settings
-from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.acts import record
+from metalayer.warehouse.migrate import prepare
+from metalayer.warehouse.pool import connect_pool, transaction
 from metalayer.warehouse.postgres import PORT, SUPERUSER, Cluster
 from metalayer.warehouse.publish import SWAP_TIMEOUT_MS, SWAP_TRIES
 from metalayer.warehouse.server import warehouse_server
@@ -138,7 +141,8 @@ def test_a_build_killed_at_any_instant_is_finished_by_the_next(
     def everything(command: subprocess.Popen[str]) -> None:
         builder(command)
         for process in home.postgres():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went with its postmaster
+                process.kill()
 
     instants = random.Random(17)  # noqa: S311 - instants, not secrets
     reading = home.settings.parsed_dir
@@ -168,6 +172,27 @@ def test_a_build_killed_at_any_instant_is_finished_by_the_next(
         assert home.ask(LEDGER) == platform.ask(LEDGER)
         assert home.ask(LEFTOVERS.replace("%%", "%")) == []
     assert home.postgres() == []
+
+
+def test_a_server_that_crashes_after_its_first_start_gives_out_no_number_twice(
+    home: Home,
+) -> None:
+    # Its log holds nothing of what is drawn from a sequence in the transaction that makes it.
+    with warehouse_server(home.settings) as server:
+        pool = connect_pool(server.warehouse_url, 1)
+        with transaction(pool) as connection:
+            prepare(connection, list(catalog().specs.values()), catalog().selects)
+        with transaction(pool) as connection, connection.cursor() as cursor:
+            record(cursor, "test", "before")
+        pool.dispose()
+        home.postgres()[0].kill()
+    with warehouse_server(home.settings) as server:
+        pool = connect_pool(server.warehouse_url, 1)
+        with transaction(pool) as connection, connection.cursor() as cursor:
+            record(cursor, "test", "after")
+        pool.dispose()
+        acts = [act for (act,) in home.ask("select subject from meta.acts order by act_id")]
+        assert acts == ["schema", "before", "after"]
 
 
 def order(number: int, day: str) -> str:

@@ -445,12 +445,12 @@ def test_what_is_no_export_is_left_alone(landed: Landed) -> None:
 
 
 def test_an_unreadable_file_is_refused_until_it_can_be_read(landed: Landed) -> None:
-    refused, loaded = [
-        e for e in landed.platform.ledger() if e["file"] == "erp/orders_unreadable.csv"
+    (refused,) = [
+        d for d in landed.registration.deliveries if d.file == "erp/orders_unreadable.csv"
     ]
-    assert refused["status"] == "rejected"
-    assert "orders_unreadable.csv may not be read by this user" in refused["reason"]
-    assert loaded["status"] == "loaded"
+    assert refused.status == "rejected"
+    assert "orders_unreadable.csv may not be read by this user" in str(refused.reason)
+    assert landed.entry("erp/orders_unreadable.csv")["status"] == "loaded"
     assert landed.orders("erp/orders_unreadable.csv") == [902]
 
 
@@ -568,3 +568,17 @@ def test_a_quarantined_row_is_kept_as_it_came(landed: Landed) -> None:
         )
     )
     assert raw == {3: "182,7", 4: order(183).replace("PAID\n", "PAID,x,y")}
+
+
+def test_a_file_that_cannot_be_read_is_told_once(platform: Platform) -> None:
+    landed = platform.land("erp/orders.csv", ORDERS + order(1))
+    landed.chmod(0)
+    entries = "select delivery_id, status from meta.deliveries"
+    with reading_only_what_the_mode_allows(platform):
+        for _ in range(3):
+            platform.register()
+        ((number, status),) = platform.ask(entries)
+        assert status == "rejected"
+    landed.chmod(0o600)
+    platform.register()
+    assert platform.ask(entries) == [(number, "loaded")]

@@ -14,6 +14,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from metalayer.assets.checks import DUE_CHECK
 from metalayer.assets.keys import asset_key
 from metalayer.assets.resources import lent_to_runs
+from metalayer.assets.tables import landing_key
 from metalayer.automation.freshness import due_checks, lateness_sensor
 from metalayer.catalog import catalog
 from metalayer.inspection import reading, table_status
@@ -129,7 +130,9 @@ def test_a_month_that_was_withdrawn_is_not_there(platform: Platform) -> None:
     assert not due(platform, ALL_DUE)["silver.orders"].is_late
     platform.withdraw("orders_6.csv")
     assert platform.build().succeeded
-    assert due(platform, ALL_DUE)["silver.orders"].newest_month == date(2025, 5, 1)
+    found = due(platform, ALL_DUE)
+    assert found["silver.orders"].newest_month == date(2025, 5, 1)
+    assert found["gold.dim_date"].newest_month == date(2025, 5, 1)
 
 
 def test_no_month_before_the_first_is_due(platform: Platform) -> None:
@@ -342,3 +345,12 @@ def test_every_table_has_a_freshness_policy_and_the_check(table: str) -> None:
     assert policy.fail_window.to_timedelta() == spec.fresh_within
     assert timedelta() < policy.warn_window.to_timedelta() < spec.fresh_within
     assert dg.AssetCheckKey(asset_key(table), DUE_CHECK) in graph.asset_check_keys
+
+
+@pytest.mark.parametrize("source", sorted(catalog().sources))
+def test_every_source_has_a_freshness_policy(source: str) -> None:
+    from metalayer.definitions import defs
+
+    policy = defs.resolve_asset_graph().get(landing_key(source)).freshness_policy
+    assert policy is not None
+    assert policy.fail_window.to_timedelta() == catalog().sources[source].fresh_within

@@ -13,7 +13,7 @@ from psycopg2 import sql
 from metalayer.assets.headless import build
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
-from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.contracts.contract import REJECTS_ALWAYS_TOLERATED, ColumnSpec, TableSpec
 from metalayer.errors import ContractError
 from metalayer.landing import load
 from metalayer.warehouse.build import TableJob, build_months
@@ -97,14 +97,27 @@ def test_a_replacement_that_cannot_be_used_does_not_retire_the_good_version(
     assert "month cannot be told: 60 rows" in refused["reason"]
 
 
-def test_a_small_month_is_not_emptied_by_bad_rows(platform: Platform) -> None:
-    platform.land("erp/orders.csv", ORDERS + order(1, "2025-01-05") + order(2, "2025-01-05"))
+def test_a_row_that_leaves_a_month_which_fails_holds_up_gold(platform: Platform) -> None:
+    many = range(1, REJECTS_ALWAYS_TOLERATED + 2)
+    good = "".join(order(n, "2025-01-05") for n in many)
+    platform.land("erp/orders.csv", ORDERS + good + order(99, "2025-01-05"))
     assert platform.build().succeeded
-    lost = "".join(order(n, "2025-01-05", status="LOST") for n in (1, 2))
-    platform.land("erp/orders.csv", ORDERS + lost)
-    (failed,) = [r for r in platform.build().months if r.outcome == "failed"]
-    assert "2 of 2 rows break the contract" in str(failed.problem)
-    assert platform.one("select count(*) from gold.fact_orders") == 2
+    lost = "".join(order(n, "2025-01-05", status="LOST") for n in many)
+    platform.land("erp/orders.csv", ORDERS + lost + order(99, "2025-02-05"))
+    outcome = platform.build()
+    assert [(r.table, r.month.month) for r in outcome.months if r.outcome == "failed"] == [
+        ("silver.orders", 1)
+    ]
+    # January keeps what it had, so the order is there twice: said, and kept out of gold.
+    assert "silver.orders: Keys stand in more than one month of silver.orders: 99" in (
+        outcome.failed_checks
+    )
+    assert platform.one("select count(*) from gold.fact_orders where order_id = 99") == 1
+    assert platform.build().failed_checks
+    platform.land("erp/orders.csv", ORDERS + good + order(99, "2025-02-05"))
+    assert platform.build().succeeded
+    moved = "select order_date from gold.fact_orders where order_id = 99"
+    assert platform.one(moved) == date(2025, 2, 5)
 
 
 def test_one_absurd_row_does_not_block_gold(platform: Platform) -> None:
@@ -245,3 +258,16 @@ def test_a_range_with_gaps_builds_only_months_with_data(platform: Platform) -> N
     assert platform.ask(
         "select distinct month from meta.versions where table_name = 'gold.fact_orders' order by 1"
     ) == [(date(2021, 1, 1),), (date(2025, 1, 1),)]
+
+
+def test_a_file_without_a_header_tells_nobodys_data(platform: Platform) -> None:
+    row = "7,Zebulon,Quaresma,zq@example.org,+4512345678,Ribe,DK,6760,1971-02-03,2025-01-01,"
+    platform.land("crm/customers.csv", f"{row}2025-01-02\n{row}2025-01-03\n")
+    platform.land("crm/customers_b.csv", f"city,{row}2025-01-03\n")
+    platform.register()
+    reasons = [str(entry["reason"]) for entry in platform.ledger()]
+    assert len(reasons) == 2
+    for reason in reasons:
+        assert "not told" in reason
+        for value in row.split(","):
+            assert len(value) < 3 or value not in reason

@@ -21,6 +21,8 @@ from metalayer_tests.integration.ground import (
     LEFTOVERS,
     UNBALANCED,
     Ground,
+    Kept,
+    Reader,
     open_ground,
     reading,
     report,
@@ -79,6 +81,24 @@ BESIDE_A_REPORT = [
     ("warehouse.publish:_replace_inside", "after", 2),
 ]
 ATOMIC = [("assets.atomic:put_in_place", "after", 2), ("assets.atomic:prune", "before", 1)]
+#: Of the commands that write something else than a build: their name in `commands` first.
+COMMAND_POINTS = [
+    ("land", "landing.files:shutil.copyfile", "after", 2),
+    ("withdraw", "landing.withdraw:_take_out", "after", 1),
+    ("withdraw", "landing.withdraw:_move_aside", "before", 1),
+    ("withdraw", "landing.withdraw:_move_aside", "after", 1),
+    ("repair", "landing.repair:_land", "before", 1),
+    ("repair", "landing.repair:_land", "after", 1),
+    ("repair", "cli.repair:_say", "before", 1),
+    ("widening", "warehouse.versions:_fit", "after", 1),
+    ("widening", "warehouse.versions:publish", "before", 1),
+    ("rollback", "warehouse.publish:_swap", "before", 1),
+    ("rollback", "warehouse.publish:_swap", "after", 1),
+    ("rollback", "warehouse.versions:aftermath", "before", 1),
+    ("migrate", "warehouse.migrate:_execute", "after", 2),
+    ("migrate", "warehouse.migrate:record", "after", 1),
+    ("migrate", "warehouse.migrate:prepare", "after", 1),
+]
 
 #: A table of each layer, for a cell of the matrix to take a second or two; the last has no
 #: provenance, so that a month of it can be confirmed.
@@ -163,6 +183,102 @@ def _plays(ground: Ground, story: Story, point: tuple[str, str, int], victims: s
         _died_well(killed, kill)
         again = ground.commands.run(*build)
         assert again.code == 0, again.said
+    _ends_well(ground, reader, after)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command on a state that is kept, and what was kept of it and the build behind it."""
+
+    before: str
+    words: tuple[str, ...]
+    after: str
+
+
+#: What a contract that was wider for a time leaves behind.
+WIDEN = "alter table silver.orders alter unit_price type numeric(24,4); select 1"
+#: What undoes a migration, for it to have something to do.
+UNMIGRATE = (
+    "delete from meta.installed; drop table gold.agg_monthly_sales, gold.agg_daily_sales cascade; "
+    "select 1"
+)
+
+
+@pytest.fixture(scope="module")
+def commands(ground: Ground) -> Mapping[str, Command]:
+    """Each command once with nobody disturbing it."""
+    outside = ground.settings.home.parent / "outside"
+    outside.mkdir()
+    for name, content in LATER.items():
+        (outside / name.rpartition("/")[2]).write_text(content)
+    ground.back_to("few first")
+    fix = outside / "fix.csv"
+    assert ground.commands.run("rejects", "--export", str(fix)).code == 0
+    assert fix.read_text().count(",0,5.00,0.00,") == 1
+    fix.write_text(fix.read_text().replace(",0,5.00,0.00,", ",1,5.00,5.00,"))
+    ground.ask(UNMIGRATE)
+    ground.keep("unmigrated")
+    ground.kept["unmigrated"] = ground.kept["few first"]
+    late = tuple(str(outside / name.rpartition("/")[2]) for name in LATER)
+    ground.back_to("few later")
+    ground.ask(WIDEN)
+    ground.keep("widened")
+    ground.kept["widened"] = ground.state(ALL)
+    back = ("rollback", "silver.orders", "2025-01", "--to", "1")
+    found = {
+        "land": Command("few first", ("land", *late), "landed"),
+        "withdraw": Command(
+            "few later", ("land", "--withdraw", "erp/orders_late.csv"), "withdrawn"
+        ),
+        "repair": Command("few first", ("land", "--repair", str(fix)), "repaired"),
+        "rollback": Command("few later", back, "back"),
+        "widening": Command("widened", back, "back and wider"),
+        "migrate": Command("unmigrated", ("migrate",), "migrated"),
+    }
+    for command in found.values():
+        ground.back_to(command.before)
+        ended = ground.commands.run(*command.words)
+        assert ended.code == 0, ended.said
+        ground.build_and_keep(command.after, {}, FEW)
+        unchanged = command.before == "unmigrated"
+        assert (ground.kept[command.after] == ground.kept[command.before]) is unchanged
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "point", "victims"),
+    [
+        pytest.param(name, point, victims, id=f"{point[1]} {point[0].rpartition(':')[2]}-{victims}")
+        for name, *point in COMMAND_POINTS
+        for victims in (VICTIMS if name != "land" else ("run",))
+    ],
+)
+def test_a_command(
+    ground: Ground,
+    commands: Mapping[str, Command],
+    name: str,
+    point: tuple[str, str, int],
+    victims: str,
+) -> None:
+    command = commands[name]
+    kill = Kill(*point, VICTIMS[victims])
+    before, after = ground.kept[command.before], ground.kept[command.after]
+    ground.back_to(command.before)
+    with reading(ground, FEW, before.months, after.months) as reader:
+        killed = ground.commands.run(*command.words, kill=kill)
+        assert killed.was_reached, killed.said
+        _died_well(killed, kill)
+        again = ground.commands.run(*command.words)
+        assert again.code == 0, again.said
+        built = ground.commands.run("build", *FEW)
+        assert built.code == 0, built.said
+    _ends_well(ground, reader, after)
+    if name == "migrate":
+        assert ground.commands.run("migrate", "--plan").said.startswith("Nothing to migrate")
+
+
+def _ends_well(ground: Ground, reader: Reader, after: Kept) -> None:
+    """All is as if nobody had disturbed it, and no reader saw less than whole months."""
     assert reader.wrong == []
     assert reader.looks > 1
     assert ground.visible(ALL) == after.months

@@ -22,6 +22,8 @@ from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import transaction
 from metalayer_tests.story import Platform
 
+pytestmark = pytest.mark.usefixtures("keys_in_parts")
+
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 SALES = "sales_id,product_id,customer_id,quantity,sale_date,sale_amount\n"
 SNAPSHOT = "customer_id,customer_name,email,region\n"

@@ -59,7 +59,7 @@ def test_dropped_connections_are_named_and_the_next_build_finishes(
         said = []
         for name, content in files.items():
             ground.land({name: content})
-            ended = _disturbed(ground, tables, instants.uniform(0.1, 1.5))
+            ended = _disturbed(ground, tables, instants.uniform(0.1, 1.0))
             assert ended.code in (0, 1), ended.said
             assert "Traceback" not in ended.said
             assert "defect" not in ended.said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from metalayer.catalog import catalog
 from metalayer.planning import Plan
 from metalayer.warehouse.versions import rollback
 from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS, customer, order
+from metalayer_tests.integration.test_repair import Desk
 from metalayer_tests.story import Platform
 
 MONTHS = [f"2025-{number:02}" for number in range(1, 7)]
@@ -248,3 +250,62 @@ def test_nothing_is_built_from_what_failed_its_checks(half_a_year: Platform) -> 
         assert not [r for r in outcome.months if r.table.startswith("gold.")], selected
     half_a_year.build("silver.orders", months="2025-01", force=True)
     assert half_a_year.build().succeeded
+
+
+def test_a_withdrawn_file_rebuilds_the_months_it_was_in(half_a_year: Platform) -> None:
+    half_a_year.withdraw("erp/orders_2025-03.csv")
+    plan, _ = build_as_planned(half_a_year)
+    assert months(plan, "bronze.orders") == ["2025-03"]
+    assert why(plan, "bronze.orders", "2025-03") == ["erp/orders_2025-03.csv was withdrawn"]
+    assert half_a_year.ask("select order_id from gold.fact_orders order by 1") == [
+        (1,), (2,), (4,), (5,), (6,)
+    ]  # fmt: skip
+
+
+def test_a_correction_that_shrinks_rebuilds_what_it_no_longer_has(half_a_year: Platform) -> None:
+    both = order(40, "2025-04-05") + order(50, "2025-05-05")
+    half_a_year.land("erp/orders_both.csv", ORDERS + both)
+    build_as_planned(half_a_year)
+    half_a_year.land("erp/orders_both.csv", ORDERS + order(40, "2025-04-05"))
+    plan, _ = build_as_planned(half_a_year)
+    assert months(plan, "bronze.orders") == ["2025-04", "2025-05"]
+    assert why(plan, "bronze.orders", "2025-05") == ["erp/orders_both.csv was superseded"]
+    assert half_a_year.ask("select order_id from silver.orders where order_id >= 40") == [(40,)]
+
+
+def test_snapshots_close_and_reopen_as_planned_and_a_shrunken_one_plans_nothing(
+    half_a_year: Platform,
+) -> None:
+    people = [f"{n},Ada Berg,a{n}@example.org,N\n" for n in range(1, 5)]
+    header = "customer_id,customer_name,email,region\n"
+
+    def land(month: str, count: int) -> Plan:
+        text = header + "".join(people[:count])
+        half_a_year.land(f"crm/crm_customers_{month}.csv", text)
+        return build_as_planned(half_a_year)[0]
+
+    def deleted() -> list[tuple[int]]:
+        query = (
+            "select customer_id from gold.dim_customer where is_current and is_deleted order by 1"
+        )
+        return half_a_year.ask(query)
+
+    for month, count, gone in (("2025-01", 4, []), ("2025-02", 3, [(4,)]), ("2025-03", 4, [])):
+        plan = land(month, count)
+        assert months(plan, "bronze.crm_customers") == [month]
+        assert deleted() == gone
+    assert land("2025-04", 1).is_empty
+    assert "has 1 rows, and the snapshot before it" in str(half_a_year.ledger()[-1]["reason"])
+    assert deleted() == []
+
+
+def test_a_repair_rebuilds_the_months_it_mends(half_a_year: Platform, tmp_path: Path) -> None:
+    half_a_year.land("erp/orders_bad.csv", ORDERS + order(77, "2025-02-09", status="LOST"))
+    assert half_a_year.build().succeeded
+    desk = Desk(half_a_year, tmp_path)
+    (repair,) = desk.mend({2: {"status": "PAID"}}).names
+    plan, _ = build_as_planned(half_a_year)
+    assert months(plan, "bronze.orders") == ["2025-02"]
+    assert f"new delivery {repair}" in why(plan, "bronze.orders", "2025-02")
+    assert half_a_year.rejects("silver.orders") == []
+    assert half_a_year.one("select count(*) from gold.fact_orders where order_id = 77") == 1

@@ -24,6 +24,8 @@ from metalayer.landing.repair import Landed, land_repair
 from metalayer.landing.withdraw import withdraw
 from metalayer_tests.story import Platform
 
+pytestmark = pytest.mark.usefixtures("keys_in_parts")
+
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 SNAPSHOT = "customer_id,customer_name,email,region\n"
 PROVENANCE = {"_delivery_id", "_line"}

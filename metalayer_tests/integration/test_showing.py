@@ -271,7 +271,8 @@ def test_columns_are_shown_with_their_rules() -> None:
     changes = column_schema(catalog().specs["silver.customers"])
     assert changes.constraints.other == ["(customer_id, updated_at) is unique"]
     tagged = {c.name: dict(c.tags) for c in changes.columns if c.tags}
-    assert tagged["email"] == {"pii": "email"}
+    assert tagged["email"] == {"pii": "email", "sensitivity": "confidential"}
+    assert tagged["dob"] == {"pii": "birth_date", "sensitivity": "restricted"}
     assert tagged["state"] == {"free_text": ""}
 
 
@@ -317,7 +318,7 @@ def test_no_event_shows_a_person_or_a_secret(
 def test_what_postgresql_says_of_a_row_is_not_shown(platform: Platform) -> None:
     with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
         # Somebody's own index, which the rows break when they are published.
-        cursor.execute("create unique index on silver.customers (email, updated_at)")
+        cursor.execute("create unique index on silver.customers_stored (email, updated_at)")
     rows = customer(1, "2025-01-05") + customer(2, "2025-01-05")
     platform.land("crm/customers.csv", CUSTOMERS + rows)
     outcome = platform.build("bronze.customers", "silver.customers")

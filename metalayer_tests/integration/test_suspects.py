@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from decimal import Decimal
 from functools import partial
@@ -172,11 +173,9 @@ def test_an_order_that_does_not_add_up_is_suspect(
     assert refused <= suspects
 
 
-def test_suspects_are_judged_in_batches_wherever_they_lie(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A month with many bad rows in one place, beside a clean month."""
-    monkeypatch.setattr("metalayer.warehouse.violations.BATCH_ROWS", 100)
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each batch had that Pandera judged."""
     sizes: list[int] = []
     judge = violations._rule_violations
 
@@ -185,6 +184,14 @@ def test_suspects_are_judged_in_batches_wherever_they_lie(
         return judge(batch, *more)
 
     monkeypatch.setattr(violations, "_rule_violations", counting)
+    return sizes
+
+
+def test_suspects_are_judged_in_batches_wherever_they_lie(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, judged: list[int]
+) -> None:
+    """A month with many bad rows in one place, beside a clean month."""
+    monkeypatch.setattr("metalayer.warehouse.violations.BATCH_ROWS", 100)
     bad = [f"{n},7,P00001,2025-01-05,-2,5.00,10.00,PAID" for n in range(20000, 20400)]
     good = [f"{n},7,P00001,2025-01-05,2,5.00,10.00,PAID" for n in range(9000)]
     clean = [f"{n},7,P00001,2025-02-05,2,5.00,10.00,PAID" for n in range(9500, 9600)]
@@ -195,19 +202,68 @@ def test_suspects_are_judged_in_batches_wherever_they_lie(
         "order by month"
     ) == [(9000, 400), (100, 0)]
     # A block is the least that is read at once.
-    assert sum(sizes) == 400
-    assert max(sizes) <= 200
+    assert sum(judged) == 400
+    assert max(judged) <= 200
 
 
-def test_only_suspects_are_read_back(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[int] = []
-    judge = violations._rule_violations
+def orders(month: int, first: int, last: int, quantity: int = 2) -> list[str]:
+    """Lines of an export with the orders of these numbers; a quantity below 1 is a bad one."""
+    amount = abs(quantity) * 5
+    return [
+        f"{n},7,P00001,2025-{month:02}-05,{quantity},5.00,{amount}.00,PAID"
+        for n in range(first, last)
+    ]
 
-    def counting(batch: pl.DataFrame, *more: Any) -> Any:
-        judged.append(batch.height)
-        return judge(batch, *more)
 
-    monkeypatch.setattr(violations, "_rule_violations", counting)
+def test_a_month_of_nothing_but_bad_rows_fails_as_soon_as_that_is_known(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, judged: list[int]
+) -> None:
+    monkeypatch.setattr("metalayer.warehouse.violations.BATCH_ROWS", 100)
+    platform.land("erp/orders.csv", "\n".join([HEAD, *orders(1, 0, 10)]) + "\n")
+    assert platform.build("bronze.orders", "silver.orders").succeeded
+    judged.clear()
+    # January is bad from the first line, February from its middle, and March is as March should be.
+    lines = [HEAD, *orders(1, 0, 6000, -2), *orders(2, 10_000, 13_000)]
+    lines += [*orders(2, 13_000, 16_000, -2), *orders(3, 20_000, 26_000)]
+    lines += orders(3, 26_000, 26_050, -2)
+    platform.land("erp/orders.csv", "\n".join(lines) + "\n")
+    built = platform.build("bronze.orders", "silver.orders")
+    january, february = (result for result in built.months if result.outcome == "failed")
+    for result in (january, february):
+        said = re.match(
+            r"at least (\d+) of 6,000 rows break the contract \(limit 10%\): "
+            r".*quantity must be > 0: at least (\d+) rows",
+            str(result.problem),
+        )
+        assert said is not None, result.problem
+        assert said[1] == said[2]
+        # The limit of 600 is passed by two blocks at most.
+        assert 600 < int(said[1]) < 900
+        assert result.rows_read == 6000
+        # Where to look is said all the same.
+        assert str(result.problem).count("erp/orders.csv:") == 10
+        assert result.audit is not None
+        assert result.audit.rows == 6000
+        assert result.audit.tally.rows + result.audit.quarantined < 6000
+    assert sum(judged) <= 2 * 900 + 50
+    assert platform.ask(
+        "select month::text, rows, rows_quarantined from meta.versions "
+        "where table_name = 'silver.orders' and is_current order by month"
+    ) == [("2025-01-01", 10, 0), ("2025-03-01", 6000, 50)]
+    # Nothing of them is left behind, and the corrected export is as welcome as ever.
+    assert platform.ask("select distinct month::text from meta.quarantine") == [("2025-03-01",)]
+    assert platform.ask(
+        "select count(*) from pg_class as c join pg_namespace as n on n.oid = c.relnamespace "
+        "where nspname = 'months' and relkind = 'r' and relname like '%silver_orders_2025_02%'"
+    ) == [(0,)]
+    good = [HEAD, *orders(1, 0, 6000), *orders(2, 10_000, 16_000), *orders(3, 20_000, 26_050)]
+    platform.land("erp/orders.csv", "\n".join(good) + "\n")
+    assert platform.build("bronze.orders", "silver.orders").succeeded
+    assert platform.ask("select count(*) from silver.orders") == [(18_050,)]
+    assert platform.ask("select count(*) from meta.quarantine") == [(0,)]
+
+
+def test_only_suspects_are_read_back(platform: Platform, judged: list[int]) -> None:
     good = "".join(f"{n},7,P00001,2025-01-05,2,5.00,10.00,PAID\n" for n in range(400))
     platform.land("erp/orders.csv", f"{HEAD}\n{good}900,7,P00001,2025-01-05,-2,5.00,10.00,PAID\n")
     assert platform.build("bronze.orders", "silver.orders").succeeded
@@ -215,3 +271,51 @@ def test_only_suspects_are_read_back(platform: Platform, monkeypatch: pytest.Mon
     assert platform.ask(
         "select rows, rows_quarantined from meta.versions where table_name = 'silver.orders'"
     ) == [(400, 1)]
+
+
+@pytest.mark.parametrize("limits", [{"max_rejects": 0}, {"max_reject_rate": 1.0}])
+def test_limits_decide_when_a_month_is_given_up(
+    platform: Platform,
+    monkeypatch: pytest.MonkeyPatch,
+    judged: list[int],
+    limits: dict[str, float],
+) -> None:
+    monkeypatch.setattr("metalayer.warehouse.violations.BATCH_ROWS", 100)
+    spec = catalog().specs["silver.orders"]
+    for name, value in limits.items():
+        monkeypatch.setitem(spec.__dict__, name, value)
+    repeated = orders(2, 10_000, 10_200)
+    platform.land(
+        "erp/orders.csv",
+        "\n".join([HEAD, *orders(1, 0, 2000, -2), *repeated, *repeated[:3]]) + "\n",
+    )
+    built = platform.build("bronze.orders", "silver.orders")
+    published = platform.ask(
+        "select month::text, rows, rows_quarantined from meta.versions "
+        "where table_name = 'silver.orders' order by month"
+    )
+    if "max_rejects" in limits:
+        (failed,) = (result for result in built.months if result.outcome == "failed")
+        assert str(failed.problem).startswith("at least ")
+        assert " of 2,000 rows break the contract (limit 0 rows): " in str(failed.problem)
+        # One batch, of the block that it takes at least.
+        assert 1 <= sum(judged) <= 200
+        assert published == [("2025-02-01", 200, 0)]
+    else:
+        # The rate allows it: every row is judged, and none is lost.
+        assert sum(judged) == 2000
+        assert published == [("2025-01-01", 0, 2000), ("2025-02-01", 200, 0)]
+
+
+def test_a_month_is_given_up_in_an_atomic_build_too(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalayer.warehouse.violations.BATCH_ROWS", 100)
+    lines = [HEAD, *orders(1, 0, 2000, -2), *orders(2, 10_000, 10_200)]
+    platform.land("erp/orders.csv", "\n".join(lines) + "\n")
+    assert not platform.build("bronze.orders", "silver.orders", atomic=True).succeeded
+    assert platform.ask("select count(*) from silver.orders") == [(0,)]
+    good = [HEAD, *orders(1, 0, 2000), *orders(2, 10_000, 10_200)]
+    platform.land("erp/orders.csv", "\n".join(good) + "\n")
+    assert platform.build("bronze.orders", "silver.orders", atomic=True).succeeded
+    assert platform.ask("select count(*) from silver.orders") == [(2200,)]

@@ -152,6 +152,22 @@ def test_a_rebuild_to_the_rows_of_a_rollback_makes_them_its_own(platform: Platfo
     assert versions(platform)[-1][1:] == (True, None)
 
 
+def test_a_version_from_before_a_column_became_wider_is_widened(platform: Platform) -> None:
+    three_versions(platform)
+    prices = platform.ask("select order_id, unit_price from silver.orders order by 1")
+    platform.ask("alter table silver.orders alter unit_price type numeric(24,6); select 1")
+    back(platform, 1)
+    assert quantities(platform) == [1]
+    assert platform.ask("select order_id, unit_price from silver.orders order by 1") == prices
+    kind = (
+        "select format_type(atttypid, atttypmod) from pg_attribute "
+        "where attrelid = %s::regclass and attname = 'unit_price'"
+    )
+    assert platform.one(kind, leaf_of(platform, 1)) == platform.one(kind, "silver.orders")
+    assert platform.one(kind, leaf_of(platform, 2)) == "numeric(18,4)"
+    assert platform.build(*TYPED).succeeded
+
+
 def test_a_rollback_can_be_rolled_back(platform: Platform) -> None:
     keeping(platform, keep_versions=20)
     three_versions(platform)
@@ -201,7 +217,7 @@ def test_a_version_must_fit_the_table_as_it_is_now(platform: Platform) -> None:
     assert platform.ask("select distinct note from silver.orders") == [(None,)]
     for change, reason in (
         ("drop column unit_price", "its column unit_price is no longer in the table"),
-        ("add column unit_price text", "its column unit_price is numeric(18,4), in the table text"),
+        ("add column unit_price date", "its column unit_price is numeric(18,4), in the table date"),
     ):
         platform.ask(f"alter table silver.orders {change}; select 1")
         with pytest.raises(WarehouseError, match=re.escape(reason)):
@@ -450,6 +466,39 @@ def test_the_command_brings_a_version_back(
     assert main(["rollback", SILVER, "2025-01", "--to", "77"]) == 2
     assert "next: Kept are" in capsys.readouterr().err
     assert main(["rollback", "bronze.orders", "2025-01", "--to", "1"]) == 2
+
+
+def test_the_command_tells_of_rows_that_have_moved_since(
+    commanded: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commanded.land("erp/orders_1.csv", ORDERS + order(1, "2025-01-05") + order(2, "2025-01-06"))
+    commanded.land("erp/orders_2.csv", ORDERS + order(3, "2025-02-05"))
+    assert commanded.build(*TYPED).succeeded
+    commanded.land("erp/orders_3.csv", ORDERS + order(2, "2025-02-05"))
+    assert commanded.build(*TYPED).succeeded
+    assert main(["rollback", SILVER, "2025-01", "--to", "1"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stand in another month as well, as they have moved: 1." in said
+    assert "lacks" not in said
+    assert main(["rollback", SILVER, "2025-02", "--to", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["repeated"], told["gone"]) == (0, 1)
+    assert main(["rollback", SILVER, "2025-02", "--to", "2"]) == 0
+    assert main(["rollback", SILVER, "2025-02", "--to", "1"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: rows of version 4 that 2025-02 lacks now: 1" in said
+
+
+def test_the_command_brings_back_the_last_version_that_is_kept(
+    commanded: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three_versions(commanded)
+    monkeypatch.setenv("METALAYER_KEEP_VERSIONS", "1")
+    assert main(["rollback", SILVER, "2025-01", "--to", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "is now version 4" in out
+    assert "takes it back" not in out + err
+    assert quantities(commanded) == [1]
 
 
 def test_two_versions_are_compared_by_key(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from datetime import date
 from typing import Any
 
 import pytest
 
+from metalayer.catalog import catalog
 from metalayer.cli.withdraw import withdraw_files
 from metalayer.errors import UsageError
+from metalayer.warehouse.versions import rollback
 from metalayer_tests.story import Platform
 
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
@@ -70,6 +73,50 @@ def test_what_a_file_changed_is_undone_everywhere(platform: Platform) -> None:
     assert platform.rejects() == []
     assert platform.balances()
     assert platform.build().months == []
+
+
+def days(platform: Platform) -> list[tuple[Any, ...]]:
+    """The months of the calendar, with how many days each has."""
+    return platform.ask(
+        "select to_char(month_start, 'YYYY-MM'), count(*) from gold.dim_date group by 1 order by 1"
+    )
+
+
+def test_the_calendar_has_the_days_of_the_months_in_which_there_are_rows(
+    platform: Platform,
+) -> None:
+    platform.land("erp/orders_1.csv", ORDERS + order(1))
+    late = platform.land("erp/orders_2.csv", ORDERS + order(2, "2025-03-09"))
+    content = late.read_bytes()
+    assert platform.build().succeeded
+    assert days(platform) == [("2025-01", 31), ("2025-02", 28), ("2025-03", 31)]
+    platform.withdraw("erp/orders_2.csv")
+    assert platform.build().succeeded
+    assert days(platform) == [("2025-01", 31)]
+    assert platform.plan().is_empty
+    # Rows that are brought back have days to point at.
+    rollback(platform.warehouse.pool, catalog().specs["silver.orders"], date(2025, 3, 1), 1)
+    (reason,) = platform.plan().reasons["gold.dim_date", date(2025, 3, 1)]
+    assert reason.text == "it is within the months with rows now"
+    done = platform.build()
+    assert done.succeeded, done.failed_checks
+    assert days(platform)[1:] == [("2025-02", 28), ("2025-03", 31)]
+    assert platform.ask("select order_id from gold.fact_orders order by 1") == [(1,), (2,)]
+    platform.land("erp/orders_2.csv", content)
+    assert platform.build().succeeded
+    assert days(platform)[1:] == [("2025-02", 28), ("2025-03", 31)]
+    assert platform.plan().is_empty
+
+
+def test_the_calendar_keeps_its_days_as_long_as_facts_point_at_them(platform: Platform) -> None:
+    platform.land("erp/orders_1.csv", ORDERS + order(1))
+    platform.land("erp/orders_2.csv", ORDERS + order(2, "2025-02-09"))
+    assert platform.build().succeeded
+    platform.withdraw("erp/orders_2.csv")
+    assert platform.build("bronze.orders", "gold.dim_date").succeeded
+    assert days(platform) == [("2025-01", 31), ("2025-02", 28)]
+    assert platform.build().succeeded
+    assert days(platform) == [("2025-01", 31)]
 
 
 def test_earlier_versions_of_a_withdrawn_file_do_not_come_back(platform: Platform) -> None:

@@ -60,6 +60,12 @@ def test_csv_tells_null_from_an_empty_text() -> None:
     assert csv_line([None, "", 1, Decimal("1.50"), True]) == ',"",1,1.50,true\n'
 
 
+def test_csv_for_people_runs_nothing_in_a_spreadsheet() -> None:
+    values = ["=1+1", "-5", -5, Decimal("-1.50"), "@x", None, ""]
+    assert csv_line(values, is_raw=False) == "'=1+1,-5,-5,-1.50,'@x,,\"\"\n"
+    assert csv_line(values) == '=1+1,-5,-5,-1.50,@x,,""\n'
+
+
 @given(st.text())
 def test_nothing_shown_can_steer_the_terminal(text: str) -> None:
     assert shown(text).isprintable()

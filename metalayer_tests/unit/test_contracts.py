@@ -218,6 +218,33 @@ def test_free_text_stays_so_as_it_landed(declare: Declare) -> None:
     assert bronze_spec(spec).column("weight").is_free_text
 
 
+def test_how_sensitive_a_column_is_follows_from_its_kind(declare: Declare) -> None:
+    kinds = {"None": "internal", "'email'": "confidential", "'birth_date'": "restricted"}
+    for kind, level in kinds.items():
+        spec = declare(PARCELS.replace("ge=0)", f"ge=0, pii={kind})"))
+        assert spec.column("weight").sensitivity == level
+        assert bronze_spec(spec).column("weight").sensitivity == level
+    spec = declare(PARCELS.replace("ge=0)", 'ge=0, pii="email", sensitivity="restricted")'))
+    assert spec.column("weight").sensitivity == "restricted"
+
+
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ('pii="iris"', "unknown pii 'iris'. Use one of name, email, phone, address, birth_date"),
+        ('sensitivity="secret"', "unknown sensitivity 'secret'. Use one of public, internal"),
+        ('declassified=" "', "declassified without a reason"),
+    ],
+)
+def test_words_of_classification_are_of_a_closed_set(
+    declare: Declare, fact: str, said: str
+) -> None:
+    with pytest.raises(ContractError) as refused:
+        declare(PARCELS.replace("ge=0)", f"ge=0, {fact})"))
+    assert "contracts/silver/parcels.py: 'weight' " in str(refused.value)
+    assert said in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["x" * 33, "Parcels", "parcels-2"])
 def test_a_table_is_named_so_that_its_months_can_be(declare: Declare, name: str) -> None:
     with pytest.raises(ContractError, match=rf"contracts/silver/{name}\.py is no name for a table"):
@@ -402,7 +429,8 @@ def test_rewording_is_no_reason_to_rebuild(project: Project, tmp_path: Path) -> 
     assert project({"sql/silver/parcels.sql": reworded}).code_versions["silver.parcels"] == before
     # So is when a month is due, with all that has to be imported for it, and what a sample hides.
     due = PARCELS.replace("        owner", "        due = Due(day=2)\n        owner")
-    due = due.replace("ge=0)", "ge=0, free_text=True)")
+    said = 'ge=0, free_text=True, sensitivity="internal", declassified="a weight")'
+    due = due.replace("ge=0)", said)
     contract.write_text(IMPORTS.replace("import Contract", "import Due, Contract") + due)
     assert project({"sql/silver/parcels.sql": reworded}).code_versions["silver.parcels"] == before
 

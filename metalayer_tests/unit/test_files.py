@@ -313,3 +313,42 @@ def test_a_copy_that_fails_says_so_and_leaves_nothing(landing: Path, tmp_path: P
         land([export], landing, SOURCES)
     assert f"{export} cannot be copied to {landing / 'erp/orders.csv'}" in failed.value.message
     assert [p.name for p in (landing / "erp").iterdir()] == ["orders.csv"]
+
+
+@pytest.mark.parametrize("link", ["erp", "erp/deeper"])
+def test_nothing_is_written_through_a_link_out_of_the_landing_zone(
+    landing: Path, tmp_path: Path, link: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    export = put(tmp_path / "orders.csv")
+    sources = [SourceSpec("erp/orders", f"{link}/orders*.csv", "delta", "order_date")]
+    if link == "erp":
+        (landing / "erp").rmdir()
+    (landing / link).symlink_to(outside)
+    with pytest.raises(LandingError, match="leads out of the landing zone"):
+        land([export], landing, sources)
+    assert list(outside.iterdir()) == []
+    # A folder elsewhere inside is no way out.
+    (landing / link).unlink()
+    (landing / "aside").mkdir()
+    (landing / link).symlink_to(landing / "aside")
+    assert land([export], landing, sources) == [f"{link}/orders.csv"]
+
+
+def test_a_pattern_with_dots_does_not_lead_out(landing: Path, tmp_path: Path) -> None:
+    export = put(tmp_path / "orders.csv")
+    sources = [SourceSpec("erp/orders", "../erp/orders*.csv", "delta", "order_date")]
+    with pytest.raises(LandingError, match="leads out of the landing zone"):
+        land([export], landing, sources)
+    assert not (landing.parent / "erp").exists()
+
+
+def test_a_link_in_place_of_a_landed_file_is_replaced_not_followed(
+    landing: Path, tmp_path: Path
+) -> None:
+    victim = put(tmp_path / "victim.csv", "untouched")
+    (landing / "erp/orders.csv").symlink_to(victim)
+    land([put(tmp_path / "orders.csv", "new")], landing, SOURCES)
+    assert victim.read_text() == "untouched"
+    assert not (landing / "erp/orders.csv").is_symlink()

@@ -14,7 +14,7 @@ import yaml
 
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 
-SERVICES = {"postgres", "code", "webserver", "daemon"}
+SERVICES = {"postgres", "code", "webserver", "daemon", "viewer", "proxy"}
 
 
 def text(name: str) -> str:
@@ -38,7 +38,7 @@ def locked(name: str) -> dict[str, list[str]]:
     return packages
 
 
-def test_compose_has_the_four_services_and_only_names_what_it_defines() -> None:
+def test_compose_has_its_services_and_only_names_what_it_defines() -> None:
     compose = parsed("docker-compose.yml")
     assert set(compose["services"]) == SERVICES
     for name, service in compose["services"].items():
@@ -61,6 +61,19 @@ def test_compose_opens_no_port_to_the_world_and_has_no_password() -> None:
         for name, value in service["environment"].items():
             if "PASSWORD" in name or name.endswith("_URL"):
                 assert "${POSTGRES_PASSWORD:?" in value, name
+
+
+def test_viewers_reach_a_read_only_webserver_and_only_by_the_proxy() -> None:
+    compose = parsed("docker-compose.yml")
+    viewer, proxy = compose["services"]["viewer"], compose["services"]["proxy"]
+    assert "--read-only" in viewer["command"]
+    assert "ports" not in viewer
+    assert proxy["environment"]["VIEWER_HASH"].startswith("${VIEWER_HASH:?")
+    # Compose itself fills in what has one dollar; the proxy is to do it.
+    caddyfile = compose["configs"]["caddyfile"]["content"].replace("$$", "$")
+    assert "basic_auth" in caddyfile
+    assert "{$VIEWER_NAME} {$VIEWER_HASH}" in caddyfile
+    assert "reverse_proxy viewer:3000" in caddyfile
 
 
 def test_compose_gives_the_settings_that_metalayer_reads(monkeypatch: pytest.MonkeyPatch) -> None:

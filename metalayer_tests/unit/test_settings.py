@@ -50,6 +50,13 @@ def test_the_landing_zone_follows_the_home_unless_set(
     assert Settings.load().landing == tmp_path / "data" / "landing"
 
 
+def test_how_many_versions_are_kept_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALAYER_KEEP_VERSIONS", "3")
+    monkeypatch.setenv("METALAYER_KEEP_VERSION_DAYS", "30")
+    settings = Settings.load()
+    assert (settings.keep_versions, settings.keep_version_days) == (3, 30)
+
+
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "DATABASE_URL", "LANDING", "START_MONTH", "WORKERS"):
         monkeypatch.setenv(f"METALAYER_{name}", "")

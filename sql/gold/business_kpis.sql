@@ -40,34 +40,34 @@ active as (
 versions as (
     select
         customer_id,
-        cast(date_trunc('month', valid_from) as date) as month
+        valid_from
     from gold.dim_customer
     where valid_from >= :start and valid_from < :end and customer_key <> 0
-    group by customer_id, cast(date_trunc('month', valid_from) as date)
 ),
 
 first_versions as (
     select
-        customer_id,
-        min(valid_from) as valid_from
-    from gold.dim_customer
+        versions.customer_id,
+        min(versions.valid_from) as valid_from
+    from versions
     where
-        valid_from < :end
-        and customer_key <> 0
-        and customer_id in (select versions.customer_id from versions)
-    group by customer_id
+        not exists (
+            select 1
+            from gold.dim_customer as earlier
+            where
+                earlier.customer_id = versions.customer_id
+                and earlier.valid_from < :start
+                and earlier.customer_key <> 0
+        )
+    group by versions.customer_id
 ),
 
 newcomers as (
     select
-        versions.month,
-        count(*) filter (
-            where versions.month = cast(date_trunc('month', first_versions.valid_from) as date)
-        ) as customers
-    from versions
-    inner join first_versions
-        on versions.customer_id = first_versions.customer_id
-    group by versions.month
+        cast(date_trunc('month', valid_from) as date) as month,
+        count(*) as customers
+    from first_versions
+    group by cast(date_trunc('month', valid_from) as date)
 ),
 
 months as (
@@ -75,7 +75,7 @@ months as (
     union
     select month from active
     union
-    select month from newcomers
+    select cast(date_trunc('month', valid_from) as date) from versions
 ),
 
 figures as (

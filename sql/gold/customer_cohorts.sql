@@ -1,6 +1,7 @@
 -- gold.customer_cohorts: each month's buyers by the month of their first order.
 -- grain: cohort_month, activity_month
--- Cancelled orders count nowhere. First orders are looked up for the window's buyers only.
+-- Cancelled orders count nowhere. When a buyer first ordered is taken from the table that defines it;
+-- whoever that lacks has no cohort, which the contract refuses.
 with activity as (
     select
         customer_id,
@@ -15,13 +16,10 @@ with activity as (
 cohorts as (
     select
         customer_id,
-        cast(date_trunc('month', min(order_date)) as date) as cohort_month
-    from gold.fact_orders
-    where
-        order_date < :end
-        and status <> 'CANCELLED'
-        and customer_id in (select activity.customer_id from activity)
-    group by customer_id
+        month as activity_month,
+        cast(date_trunc('month', first_order_on) as date) as cohort_month
+    from gold.customer_360
+    where month >= :start and month < :end
 ),
 
 cohort_activity as (
@@ -32,8 +30,10 @@ cohort_activity as (
         sum(activity.orders) as orders,
         sum(activity.revenue) as revenue
     from activity
-    inner join cohorts
-        on activity.customer_id = cohorts.customer_id
+    left join cohorts
+        on
+            activity.customer_id = cohorts.customer_id
+            and activity.activity_month = cohorts.activity_month
     group by cohorts.cohort_month, activity.activity_month
 )
 

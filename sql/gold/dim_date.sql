@@ -1,4 +1,4 @@
--- gold.dim_date: every day of the months.
+-- gold.dim_date: every day of the months, from the first to the last in which there are rows.
 -- grain: date_key
 -- The day of the week is its distance from the week's Monday: engines number weekdays differently.
 with days as (

@@ -23,4 +23,5 @@ class AggDailySales(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         sums_from = {"booked_amount": "silver.orders.total_amount"}

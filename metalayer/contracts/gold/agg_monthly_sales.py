@@ -26,6 +26,7 @@ class AggMonthlySales(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         sums_from = {
             "booked_amount": "silver.orders.total_amount",
             "invoiced_amount": "silver.erp_sales.sale_amount",

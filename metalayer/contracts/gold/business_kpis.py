@@ -38,3 +38,4 @@ class BusinessKpis(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")

@@ -47,6 +47,7 @@ class Customer360(Contract):
 
     class Table:
         owner = "team:customer-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         rows_follow = "customer_id"
         views = {
             "customer_360_current": """

@@ -23,3 +23,4 @@ class CustomerCohorts(Contract):
 
     class Table:
         owner = "team:customer-data"
+        readers = ("analyst", "bi", "engineer", "steward")

@@ -35,12 +35,23 @@ class DimCustomer(Contract):
     dob: date = column("Day of birth", nullable=True, pii="birth_date")
     created_at: datetime = column("When the CRM first knew the customer, UTC", nullable=True)
     region: str = column("Sales region, from the snapshot", nullable=True, free_text=True)
-    name_source: str = column("Where the name was taken from", nullable=True, isin=SOURCES)
-    email_source: str = column("Where the e-mail was taken from", nullable=True, isin=SOURCES)
+    name_source: str = column(
+        "Where the name was taken from",
+        nullable=True,
+        isin=SOURCES,
+        declassified="names a source, not a person",
+    )
+    email_source: str = column(
+        "Where the e-mail was taken from",
+        nullable=True,
+        isin=SOURCES,
+        declassified="names a source, not an address",
+    )
     disagreements: str = column(
         "Attributes on which the sources have different values, comma-separated",
         nullable=True,
         isin=("email", "name", "email,name"),
+        declassified="names attributes, not their values",
     )
     is_deleted: bool = column(
         "Whether the newest snapshot at that time no longer listed the customer"
@@ -57,6 +68,7 @@ class DimCustomer(Contract):
 
     class Table:
         owner = "team:customer-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         unknown_member = {
             "customer_key": 0,
             "customer_id": 0,

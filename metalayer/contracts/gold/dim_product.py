@@ -22,6 +22,7 @@ class DimProduct(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         unknown_member = {
             "product_key": 0,
             "product_code": "UNKNOWN",

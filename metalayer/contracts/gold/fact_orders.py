@@ -31,5 +31,6 @@ class FactOrders(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         rows_from = "silver.orders"
         sums_from = {"total_amount": "silver.orders.total_amount"}

@@ -29,5 +29,6 @@ class FactSales(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")
         rows_from = "silver.erp_sales"
         sums_from = {"sale_amount": "silver.erp_sales.sale_amount"}

@@ -34,3 +34,4 @@ class SalesReconciliation(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("analyst", "bi", "engineer", "steward")

@@ -32,6 +32,7 @@ class CrmCustomers(Contract):
 
     class Table:
         owner = "team:customer-data"
+        readers = ("engineer", "steward")
         due = Due(day=3, hour=6)
 
     class Source:

@@ -32,6 +32,7 @@ class Customers(Contract):
         "Whether the delivered phone could be normalised; none where no phone was delivered",
         nullable=True,
         landed=False,
+        declassified="tells only whether a phone number was well formed",
     )
     city: str = column(
         "City of the postal address", nullable=True, pii="address", null_tokens=NO_VALUE
@@ -51,6 +52,7 @@ class Customers(Contract):
 
     class Table:
         owner = "team:customer-data"
+        readers = ("engineer", "steward")
         due = Due(day=3, hour=6)
 
     class Source:

@@ -29,6 +29,7 @@ class ErpSales(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("engineer", "steward")
         due = Due(day=3, hour=6)
 
     class Source:

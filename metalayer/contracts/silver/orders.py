@@ -42,6 +42,7 @@ class Orders(Contract):
 
     class Table:
         owner = "team:sales-data"
+        readers = ("engineer", "steward")
         due = Due(day=3, hour=6)
 
     class Source:

@@ -1,0 +1,121 @@
+"""The command `roles`: the grants that the contracts ask for, as text, and making them.
+
+The plan is SQL on stdout; what is said about it goes to stderr. What is granted to whom is
+`metalayer.governance.roles`'.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metalayer.console import say, say_next, shown, stdout, working
+
+if TYPE_CHECKING:
+    from metalayer.governance.roles import RolesPlan
+    from metalayer.settings import Settings
+
+
+class Action(StrEnum):
+    """What to do with the roles."""
+
+    apply = "apply"
+
+
+def roles(
+    action: Annotated[Action, typer.Argument(help="Make the grants what the contracts say.")],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the statements, and change nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of SQL.")] = False,
+) -> None:
+    """Make roles and grants exactly what the contracts say; surplus ones are taken back.
+
+    The roles are metalayer_analyst, _bi, _engineer, _steward and _pipeline: groups without login,
+    of which people's own roles are made members. A table is closed until its contract names
+    readers.
+    """
+    from metalayer.settings import Settings
+
+    assert action is Action.apply
+    settings = Settings.load()
+    with working("Loading the tables"):
+        from metalayer.catalog import catalog
+
+        catalog()
+    found = _planned(settings) if plan else _applied(settings)
+    if as_json:
+        _write_json(found, is_done=not plan)
+    else:
+        _print(found, is_done=not plan)
+
+
+def _planned(settings: Settings) -> RolesPlan:
+    from metalayer.catalog import catalog
+    from metalayer.errors import WarehouseError
+    from metalayer.governance.roles import plan_roles
+    from metalayer.inspection import reading
+
+    with reading(settings) as connection:
+        if connection is None:
+            raise WarehouseError(
+                "There are no tables yet to grant anything on",
+                "Make them with `metalayer migrate`, or build",
+            )
+        with connection.cursor() as cursor:
+            return plan_roles(cursor, list(catalog().specs.values()))
+
+
+def _applied(settings: Settings) -> RolesPlan:
+    from metalayer.catalog import catalog
+    from metalayer.governance.roles import apply_roles
+    from metalayer.warehouse.migrate import prepare
+    from metalayer.warehouse.pool import connect_pool, transaction
+    from metalayer.warehouse.server import warehouse_server
+
+    specs = list(catalog().specs.values())
+    with (
+        working("Starting PostgreSQL") as tell,
+        warehouse_server(settings, tell) as server,
+    ):
+        pool = connect_pool(server.warehouse_url, 1)
+        try:
+            with transaction(pool) as connection:
+                # What is granted on must be there, and masked.
+                prepare(connection, specs, catalog().selects)
+                # Grants are recorded, which `prepare` allows in another transaction only.
+                connection.commit()
+                return apply_roles(connection, specs)
+        finally:
+            pool.dispose()
+
+
+def _print(found: RolesPlan, *, is_done: bool) -> None:
+    if not found.statements:
+        say("Nothing to do: roles and grants are as the contracts say.")
+        return
+    console = stdout()
+    for statement in found.statements:
+        console.print(f"{shown(statement)};", markup=False, soft_wrap=True)
+    say(
+        f"{'Done' if is_done else 'Plan'}: {len(found.missing_roles)} roles made, "
+        f"{len(found.revoked)} privileges taken back, {len(found.granted)} granted."
+    )
+    if not is_done:
+        say_next(("roles apply", "runs these statements, in one transaction"))
+
+
+def _write_json(found: RolesPlan, *, is_done: bool) -> None:
+    from metalayer.cli.formats import json_text
+
+    answer = {
+        "done": is_done,
+        "missing_roles": found.missing_roles,
+        "revoked": found.revoked,
+        "granted": found.granted,
+        "statements": found.statements,
+    }
+    sys.stdout.write(json_text(answer) + "\n")

@@ -1,0 +1,79 @@
+"""What a personal value is shown as, by kind: the one place that says so, as SQL.
+
+A mask is one expression over the plain value, made of PostgreSQL's own functions only: it raises
+for no value, needs no right on a function of ours, and costs no call into SQL or PL/pgSQL. Whether
+a reader gets the mask or the plain value is asked once a statement, by a subquery on `meta.reader`
+that does not depend on the row.
+
+Does not belong here: the views that use it (`warehouse/ddl.py`), or who may read (`roles.py`).
+"""
+
+from __future__ import annotations
+
+from psycopg2 import sql
+
+from metalayer.contracts.contract import ColumnSpec, TableSpec
+
+#: Shown where nothing of a value may be.
+HIDDEN = "***"
+_READER = "(select {} from meta.reader)"
+# Columns that no contract knows may hold anything.
+_UNKNOWN = "_extra"
+
+# Kind of personal data -> mask of a text `{v}`. Whoever is in none of them is hidden whole.
+_TEXTS = {
+    # Half of a keyed hash: equal names stay equal, in every table of the warehouse. Behind 256
+    # secret bits MD5 is not to be turned back by trying names, at a fifth of SHA-256's cost.
+    "name": "left(md5({key} || {v}), 16)",
+    # What stands behind the last @; what has none is no address, and may be anything.
+    "email": "case when strpos({v}, '@') > 1 "
+    "then left({v}, 1) || '***@' || split_part({v}, '@', -1) "
+    "when {v} is not null then '***' end",
+    "phone": "case when length({v}) > 4 then '***' || right({v}, 2) "
+    "when {v} is not null then '***' end",
+    # A postal code of digits; a city or a street is hidden.
+    "address": "case when ltrim({v}, '0123456789- ') = '' then left({v}, 3) || '**' "
+    "when {v} is not null then '***' end",
+}
+_DAYS = {"birth_date": "date_trunc('year', {v}::timestamp)::{type}"}
+
+
+def is_personal(spec: TableSpec) -> bool:
+    """Whether the table has a column whose values are not for everyone."""
+    return any(c.pii for c in spec.columns)
+
+
+def is_masked(spec: TableSpec, column: ColumnSpec) -> bool:
+    """Whether `column` is masked: what is personal, and what may be.
+
+    Where files hold personal data, so may what people typed into them, and what no contract knows.
+    """
+    if column.pii:
+        return True
+    may_be = column.is_free_text or column.name == _UNKNOWN
+    return spec.layer == "bronze" and is_personal(spec) and may_be
+
+
+def shown(spec: TableSpec, column: ColumnSpec, value: sql.Composable) -> sql.Composable:
+    """What a reader sees of `value`: it, or its mask, as the reader's roles are."""
+    if not is_masked(spec, column):
+        return value
+    return sql.SQL("case when {} then {} else {} end").format(
+        sql.SQL(_READER.format("sees_plain")), value, mask(column, value)
+    )
+
+
+def mask(column: ColumnSpec, value: sql.Composable) -> sql.Composable:
+    """The mask of `value`, of the column's own type; NULL stays NULL."""
+    kind = column.pii or "free_text"
+    if column.type in ("date", "timestamp") and kind in _DAYS:
+        return sql.SQL(_DAYS[kind]).format(v=value, type=sql.SQL(column.type))
+    if column.type == "text" and kind in _TEXTS:
+        key = sql.SQL(_READER.format("pseudonym_key"))
+        return sql.SQL(_TEXTS[kind]).format(v=value, key=key)
+    if column.type in ("text", "jsonb"):
+        hidden = HIDDEN if column.type == "text" else f'"{HIDDEN}"'
+        return sql.SQL("case when {} is not null then {}::{} end").format(
+            value, sql.Literal(hidden), sql.SQL(column.type)
+        )
+    return sql.SQL("null::{}").format(sql.SQL(column.type))
