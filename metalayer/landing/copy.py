@@ -52,7 +52,15 @@ def copy_from_duckdb(
         writer.start()
         try:
             with os.fdopen(reading, "rb") as stream:
-                cursor.copy_expert(copy, stream, size=_BUFFER_BYTES)
+                try:
+                    cursor.copy_expert(copy, stream, size=_BUFFER_BYTES)
+                except BaseException:
+                    # Without a reader DuckDB would wait for one for ever, were it to open the pipe
+                    # only now.
+                    memory.interrupt()
+                    while stream.read(_BUFFER_BYTES):
+                        memory.interrupt()
+                    raise
         finally:
             writer.join()
         if failure:

@@ -10,6 +10,7 @@ belongs to the tests.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import inspect
@@ -127,11 +128,13 @@ def _run(order: Mapping[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
-        signal.alarm(order["patience"])
         output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        # Who hangs says where, and is ended.
+        faulthandler.dump_traceback_later(order["patience"])
+        signal.alarm(order["patience"] + 5)
         for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
             del os.environ[name]
         os.environ.update(order["environment"])
