@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from metalayer.assets.headless import PROCESS_TAG
 from metalayer.assets.keys import range_of, tables_of
 from metalayer.warehouse.pool import transaction
+from metalayer.wording import counted
 
 _Status = dg.DagsterRunStatus
 _TOLD = {
@@ -61,7 +62,7 @@ class Activity:
             self._delivery = number
             if status == "loaded":
                 refused = f", {rejected:,} of them unreadable" if rejected else ""
-                yield f"{file} taken in: {rows:,} rows{refused}"
+                yield f"{file} taken in: {counted(rows, 'row')}{refused}"
             else:
                 yield f"{file} {status}: {reason}" if reason else f"{file} {status}"
             yield from (f"{file}: {said}" for said in drift or ())

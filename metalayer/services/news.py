@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from metalayer.errors import MetaLayerError, WarehouseError
+from metalayer.errors import MetaLayerError
 from metalayer.outages import outage
 from metalayer.settings import Settings
-from metalayer.warehouse.server import warehouse_server
+from metalayer.warehouse.server import WarehouseServer
 
 _LOOK_SECONDS = 1.0
 _TIDY_SECONDS = 10.0
@@ -28,7 +28,8 @@ class News:
     """Looks for what is new, every second, in a thread of its own.
 
     Args:
-        settings: Which home and which PostgreSQL.
+        settings: Which home.
+        server: Which PostgreSQL.
         look: What has happened since the last call, a line each.
         tidy: Called every few seconds.
         sweep: Called at the start, and every hour.
@@ -37,11 +38,13 @@ class News:
     def __init__(
         self,
         settings: Settings,
+        server: WarehouseServer,
         look: Callable[[], Iterator[str]],
         tidy: Callable[[], None],
         sweep: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._server = server
         self._look = look
         self._tidy = tidy
         self._sweep = sweep
@@ -99,15 +102,11 @@ class News:
         self._trouble = said
         if is_new:
             self._lines.put(said)
-        if known is None or self._settings.database_url is not None:
+        if known is None or self._server.revive is None:
             return
         try:
-            if not (self._settings.pgdata / "PG_VERSION").exists():
-                raise WarehouseError(
-                    f"{self._settings.pgdata} is gone", "End `up`, and restore the folder."
-                )
-            with warehouse_server(self._settings):
-                self._lines.put("PostgreSQL runs")
+            self._server.revive()
+            self._lines.put("PostgreSQL runs")
         except Exception as failure:
             if is_new:
                 self._lines.put(str(failure))

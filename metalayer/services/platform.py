@@ -145,6 +145,7 @@ class Platform:
         self._tell = tell
         self._read_only = read_only
         self._ending = False
+        self._has_begun_to_end = False
         self._restarts: list[float] = []
 
     def run(self, prepare: Callable[[], None], ready: Callable[[], None]) -> None:
@@ -164,6 +165,7 @@ class Platform:
             self.address = free_address(self.address.host, self.address.port)
             listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
+            stack.callback(self._say_ended)
             server = stack.enter_context(warehouse_server(self.settings, self._say))
             children = self._children(server, sockets / "code")
             code = children.pop("code server")
@@ -192,6 +194,7 @@ class Platform:
             ready()
             news = News(
                 self.settings,
+                server,
                 activity.news,
                 lambda: close_lost_runs(instance),
                 lambda: clear_up(warehouse),
@@ -336,9 +339,13 @@ class Platform:
         child.start()
 
     def _end(self, children: list[Child]) -> None:
+        self._has_begun_to_end = True
         self._say("ending")
         end_all(children, _PATIENCE_SECONDS)
-        self._say("ended")
+
+    def _say_ended(self) -> None:
+        if self._has_begun_to_end:
+            self._say("ended")
 
 
 @contextlib.contextmanager

@@ -9,13 +9,15 @@ is no list of process ids to go stale. A killed command leaves the server runnin
 joins it and, when it leaves last, stops it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -47,10 +49,13 @@ class WarehouseServer:
     Attributes:
         warehouse_url: the warehouse's database.
         dagster_url: where Dagster keeps its runs and events.
+        revive: starts the embedded server again should it have died, and does nothing once it has
+            been left; None where the server is the user's own.
     """
 
     warehouse_url: str
     dagster_url: str
+    revive: Callable[[], None] | None = None
 
     def url(self, database: str) -> str:
         """The URL of another database on the same server."""
@@ -76,9 +81,11 @@ def warehouse_server(
     if settings.database_url is not None:
         yield _own_server(settings.database_url.get_secret_value())
         return
-    with _termination_is_an_exit(), _Sharing(settings, progress) as cluster:
+    with _termination_is_an_exit(), _Sharing(settings, progress) as sharing:
         yield WarehouseServer(
-            _socket_url(cluster, WAREHOUSE_DATABASE), _socket_url(cluster, DAGSTER_DATABASE)
+            _socket_url(sharing.cluster, WAREHOUSE_DATABASE),
+            _socket_url(sharing.cluster, DAGSTER_DATABASE),
+            sharing.revive,
         )
 
 
@@ -87,55 +94,77 @@ class _Sharing:
 
     def __init__(self, settings: Settings, progress: Progress | None) -> None:
         self._progress = progress or (lambda _message: None)
-        # The gate is held while the server starts or stops, the other while it is used.
-        self._gate = open_lock(settings, "postgres.gate")
+        self._settings = settings
+        # Held while the server is used.
         self._users = open_lock(settings, "postgres.users")
-        self._cluster = Cluster(settings.pgdata, progress)
+        self._is_left = False
+        self.cluster = Cluster(settings.pgdata, progress)
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> _Sharing:
         try:
             with self._gated():
                 # Never waits: the exclusive lock is only ever held inside the gate.
                 fcntl.flock(self._users, fcntl.LOCK_SH)
-                self._cluster.ensure_running()
-                _create_databases(self._cluster)
+                self.cluster.ensure_running()
+                _create_databases(self.cluster)
         except BaseException:
             self._leave()
             raise
-        return self._cluster
+        return self
 
     def __exit__(self, *_exception: object) -> None:
         self._leave()
 
+    def revive(self) -> None:
+        """Start the server again should it have died; nothing once this command has left it.
+
+        Raises:
+            WarehouseError: when it does not start, or its folder is gone.
+        """
+        with self._gated():
+            if self._is_left:
+                return
+            if not (self._settings.pgdata / "PG_VERSION").exists():
+                raise WarehouseError(
+                    f"{self._settings.pgdata} is gone", "End `up`, and restore the folder."
+                )
+            self.cluster.ensure_running()
+
     def _leave(self) -> None:
         try:
             with self._gated():
+                self._is_left = True
                 try:
                     fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     pass  # another command still uses the server and will stop it
                 else:
-                    self._cluster.stop()
+                    self.cluster.stop()
         finally:
             os.close(self._users)
-            os.close(self._gate)
 
     @contextlib.contextmanager
     def _gated(self) -> Iterator[None]:
+        """Hold the gate, as whoever starts or stops the server does: one thread of one process."""
+        # A file of its own each time, or the threads of a process would all hold it.
+        gate = open_lock(self._settings, "postgres.gate")
+        try:
+            self._wait_for(gate)
+            yield
+        finally:
+            os.close(gate)
+
+    def _wait_for(self, gate: int) -> None:
         said = time.monotonic()
         while True:
             try:
-                fcntl.flock(self._gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except BlockingIOError:
                 if time.monotonic() - said > 2:
                     said = time.monotonic()
                     self._progress("Waiting for another command to start or stop PostgreSQL")
                 time.sleep(0.02)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
 
 
 def open_lock(settings: Settings, name: str) -> int:

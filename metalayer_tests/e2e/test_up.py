@@ -74,6 +74,8 @@ def test_it_ends_within_ten_seconds_and_leaves_no_process(up: Up, how: signal.Si
     assert up.process.returncode == 0
     left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
+    assert up.lines[-1].endswith(" ended")
+    assert not (up.home / "postgres" / "postmaster.pid").exists()
 
 
 def test_nothing_is_left_when_nobody_listens_any_more(server_folder: Path) -> None:
@@ -172,7 +174,8 @@ def test_a_silent_postgresql_does_not_keep_it_from_ending(up: Up) -> None:
     for process in stopped:
         process.suspend()
     up.process.send_signal(signal.SIGTERM)
-    wait(lambda: up.lines[-1].endswith(" ended"), 10, up)
+    # Its other processes are gone; this one is waited for.
+    wait(lambda: "last checkpoint" in up.lines[-1], 10, up)
     for process in reversed(stopped):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()

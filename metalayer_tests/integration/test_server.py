@@ -1,10 +1,12 @@
 """The embedded server: it starts, is shared, survives what kills it, and leaves nothing behind."""
 
+import fcntl
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +20,7 @@ from sqlalchemy.engine import make_url
 from metalayer.errors import ConfigurationError, WarehouseError
 from metalayer.settings import PROJECT_ROOT, Settings
 from metalayer.warehouse.pool import connect_pool, transaction
-from metalayer.warehouse.server import WarehouseServer, warehouse_server
+from metalayer.warehouse.server import WarehouseServer, open_lock, warehouse_server
 
 # A command as the user's shell would start it: brings the server up, says so, and works on.
 COMMAND = """
@@ -112,6 +114,29 @@ def test_the_server_stays_until_the_last_command_leaves(fresh: Settings) -> None
         os.killpg(other.pid, signal.SIGTERM)
         assert ended(other) == 128 + signal.SIGTERM
         assert ask(server.warehouse_url, "select 1") == 1
+    assert processes(fresh) == []
+
+
+def test_a_server_that_died_is_revived(fresh: Settings) -> None:
+    with warehouse_server(fresh) as server:
+        os.kill(int((fresh.pgdata / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert server.revive is not None
+        server.revive()
+        assert ask(server.warehouse_url, "select 1") == 1
+    assert processes(fresh) == []
+
+
+def test_nothing_is_revived_while_or_after_it_is_left(fresh: Settings) -> None:
+    with warehouse_server(fresh) as server:
+        assert server.revive is not None
+        # A thread that looks for the server as it stops, and goes on once it has.
+        gate = open_lock(fresh, "postgres.gate")
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        late = threading.Thread(target=server.revive)
+        threading.Timer(0.5, os.close, [gate]).start()
+        threading.Timer(0.2, late.start).start()
+    late.join(30)
+    server.revive()
     assert processes(fresh) == []
 
 
