@@ -22,7 +22,7 @@ from metalayer.history import holding
 from metalayer.warehouse import retype
 from metalayer.warehouse.leaves import LEAVES, columns_of
 
-#: A version of each month, or an instant with its time zone.
+#: A version of each month, its last where it has had fewer; or an instant with its time zone.
 AsOf = int | datetime
 
 _SYSTEM = ("pg_catalog", "information_schema", "meta")
@@ -60,15 +60,15 @@ def query_as_of(connection: Any, query: str, as_of: AsOf) -> str:
     The connection is left in a transaction that holds all that the new text reads.
 
     Raises:
-        UsageError: when it is not one SELECT that can be understood, a table has not had that
-            version in every month, or the role may not read earlier versions.
+        UsageError: when it is not one SELECT that can be understood, no month of any table in it
+            has had that version, or the role may not read earlier versions.
         WarehouseError: when a version that it needs is not kept.
     """
     from metalayer.lineage.splice import spliced
 
     def look(cursor: Any) -> _Read:
         past = _Past(cursor, as_of)
-        return _Read(spliced(query, "the query", past.relation), past.leaves)
+        return past.read(spliced(query, "the query", past.relation))
 
     return holding(connection, look, lambda read: read.leaves).text
 
@@ -86,13 +86,13 @@ def table_as_of(
             is a version it takes them as they are now.
 
     Raises:
-        UsageError: when a month has not had that version, or the role may not read it.
+        UsageError: when no month has had that version, or the role may not read it.
         WarehouseError: when a version that is needed is not kept.
     """
 
     def look(cursor: Any) -> _Read:
         past = _Past(cursor, as_of, months)
-        return _Read(past.relation(tuple(table.split("."))) or "", past.leaves)
+        return past.read(past.relation(tuple(table.split("."))) or "")
 
     return holding(connection, look, lambda read: read.leaves).text or None
 
@@ -140,12 +140,28 @@ class _Past:
         self._as_of = as_of
         self._months = None if months is None else {f"{month:%Y-%m}" for month in months}
         self._is_in_a_view = False
+        # Table -> the latest version of those that were taken by number.
+        self._latest: dict[str, int] = {}
         self._known: dict[tuple[str, ...], str | None] = {}
         _refuse_readers(cursor)
         cursor.execute("select table_name from meta.tables")
         self._tables = {table for (table,) in cursor.fetchall()}
         cursor.execute("select current_database()")
         (self._database,) = cursor.fetchone()
+
+    def read(self, text: str) -> _Read:
+        """The finished text, with what it reads.
+
+        Raises:
+            UsageError: when a version is asked for that no month of its tables has had.
+        """
+        if self._latest and self._as_of not in self._latest.values():
+            known = ", ".join(f"{latest} of {table}" for table, latest in self._latest.items())
+            raise UsageError(
+                f"No month that is read has had a version {self._as_of}",
+                f"The latest: {known}. `metalayer versions TABLE` lists the months of each.",
+            )
+        return _Read(text, self.leaves)
 
     def relation(self, name: tuple[str, ...]) -> str | None:
         """The SELECT to read instead of a table or view; None for what is read as it is."""
@@ -231,16 +247,23 @@ class _Past:
         return [version for version in chosen if version is not None]
 
     def _numbered(self, table: str, month: str, kept: Sequence[_Kept]) -> _Kept | None:
-        """The version of that number; of a month that is not looked at, the current one."""
-        is_asked = self._months is None or month in self._months
-        for version in kept:
-            if version.version == self._as_of if is_asked else version.is_current:
-                return version
-        numbers = ", ".join(str(v.version) for v in kept)
-        raise UsageError(
-            f"{table} {month} has no version {self._as_of}",
-            f"Kept are {numbers}." if kept else f"`metalayer versions {table}` lists its months.",
-        )
+        """The version of that number, or the last of a month that has had fewer.
+
+        Of a month that is not looked at, the current one.
+        """
+        if self._months is not None and month not in self._months:
+            return next(version for version in kept if version.is_current)
+        assert isinstance(self._as_of, int)
+        numbers = [v.version for v in kept]
+        if self._as_of not in numbers and (not kept or self._as_of < numbers[-1]):
+            shown = ", ".join(map(str, numbers))
+            raise UsageError(
+                f"{table} {month} has no version {self._as_of}",
+                f"Kept are {shown}." if kept else f"`metalayer versions {table}` lists its months.",
+            )
+        chosen = next((v for v in kept if v.version == self._as_of), kept[-1])
+        self._latest[table] = max(self._latest.get(table, 0), chosen.version)
+        return chosen
 
     def _standing(self, table: str, month: str, kept: Sequence[_Kept]) -> _Kept | None:
         """The version that readers saw at the instant; None where there was none yet."""

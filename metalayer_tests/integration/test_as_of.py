@@ -131,10 +131,15 @@ def test_a_version_is_that_of_each_month(
         assert found["quantity"].tolist() == [version] * 3
         assert str(found["quantity"].dtype) == "Int64"
     assert metalayer.read(SILVER, as_of="1")["order_id"].tolist() == [1, 2, 3, 80]
-    for months, month in (("2025-01..2025-02", "2025-02"), (None, "2025-02")):
-        with pytest.raises(UsageError, match=rf"silver.orders {month} has no version 3") as raised:
-            metalayer.read(SILVER, months=months, as_of=3)
-        assert raised.value.next_step == "Kept are 1."
+    # February has had one only.
+    for months in ("2025-01..2025-02", None):
+        found = metalayer.read(SILVER, months=months, as_of=2)
+        assert found["quantity"].tolist()[:3] == [2, 2, 2]
+        assert found["order_id"].tolist() == [1, 2, 3, 80]
+    for months, version, latest in (("2025-02", 3, 1), ("2025-01..2025-02", 4, 3), (None, 4, 3)):
+        with pytest.raises(UsageError, match=f"No month .* had a version {version}") as raised:
+            metalayer.read(SILVER, months=months, as_of=version)
+        assert f"The latest: {latest} of silver.orders." in raised.value.next_step
     with pytest.raises(UsageError, match=r"silver.orders 2031-01 has no version 1"):
         metalayer.read(SILVER, months="2031-01", as_of=1)
     with pytest.raises(UsageError, match="neither a version nor a time"):
@@ -204,8 +209,16 @@ def test_a_query_reads_every_table_and_view_as_it_was(published: Platform) -> No
     ]
     with pytest.raises(UsageError, match="that reads"):
         asked(published, "select * from silver.orders for share", 1)
-    with pytest.raises(UsageError, match="no version 2"):
-        asked(published, "select 1 from silver.orders", 2)
+    # A month that has had fewer versions is read in its last.
+    months = (
+        "select extract(month from order_date)::int, max(quantity) from silver.orders "
+        "group by 1 order by 1"
+    )
+    (now_january, now_february) = asked(published, months, 3)
+    assert asked(published, months, 2) == [(1, 2), now_february]
+    assert now_january == (1, 3)
+    with pytest.raises(UsageError, match="has had a version 4"):
+        asked(published, "select 1 from silver.orders", 4)
 
 
 def test_the_command_asks_about_the_past(
