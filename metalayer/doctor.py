@@ -25,6 +25,7 @@ from metalayer.errors import ConfigurationError, MetaLayerError
 from metalayer.inspection import libpq_url
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 from metalayer.warehouse.server import warehouse_server
+from metalayer.wording import named
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 14)
 _GB = 1024**3
@@ -105,11 +106,10 @@ def _dependencies() -> Check:
             wrong.append(f"{name} {installed} (locked: {locked[name]})")
     if not wrong:
         return Check("dependencies", True, f"{len(needed)} packages as locked")
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return Check(
         "dependencies",
         False,
-        ", ".join(wrong[:3]) + more,
+        named(wrong, 3),
         "Run it through `./run`, which installs what requirements.lock says, "
         "or `pip install -r requirements.lock`.",
     )

@@ -23,6 +23,7 @@ from metalayer.landing.entries import Delivery
 from metalayer.landing.files import Skipped
 from metalayer.landing.ledger import Registration
 from metalayer.warehouse.pool import transaction
+from metalayer.wording import counted
 
 ACCEPTED = "files_accepted"
 _SHOWN = 50
@@ -76,7 +77,7 @@ def _became(delivery: Delivery) -> str:
     if delivery.status != "loaded":
         return f"{delivery.status}: {delivery.file}: {delivery.reason}"
     unreadable = f", {delivery.rows_rejected:,} unreadable" if delivery.rows_rejected else ""
-    line = f"taken in: {delivery.file}: {delivery.rows_read:,} rows{unreadable}"
+    line = f"taken in: {delivery.file}: {counted(delivery.rows_read, 'row')}{unreadable}"
     if not delivery.months:
         return line
     return f"{line}, {to_key(min(delivery.months))} to {to_key(max(delivery.months))}"

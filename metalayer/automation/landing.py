@@ -29,6 +29,7 @@ from metalayer.landing.shape import terms_of, unpacking_of
 from metalayer.outages import outage, refusal
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
+from metalayer.wording import named
 
 TAKE_IN = "take_in"
 #: What a tick reads itself; a tick may take a minute, and this takes a few seconds.
@@ -221,6 +222,4 @@ def _unpacked(file: LandedFile) -> int:
 def _left(skipped: Sequence[Skipped]) -> list[str]:
     if not skipped:
         return []
-    shown = ", ".join(f"{s.name} ({s.reason})" for s in skipped[:3])
-    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return [f"left alone: {shown}{more}"]
+    return [f"left alone: {named([f'{s.name} ({s.reason})' for s in skipped], 3)}"]

@@ -27,6 +27,7 @@ from metalayer.console import (
 )
 from metalayer.errors import UsageError
 from metalayer.warehouse.phases import in_words
+from metalayer.wording import counted
 
 if TYPE_CHECKING:
     from metalayer.cli.running import Build
@@ -172,25 +173,27 @@ def _plan(
     if as_json:
         write_plan_json(found, registration)
     else:
-        _print_registration(registration)
+        _print_registration(registration, is_plan=True)
         print_plan(found)
 
 
-def say_registered(registration: Registration) -> None:
+def say_registered(registration: Registration, *, is_plan: bool = False) -> None:
     """What was found in the landing zone, in a line."""
-    counted = Counter(d.status for d in registration.deliveries)
-    if counted:
-        parts = ", ".join(f"{number} {status}" for status, number in counted.most_common())
-        say(f"{counted.total()} new files: {parts}")
+    statuses = Counter(d.status for d in registration.deliveries)
+    if statuses:
+        parts = ", ".join(f"{number:,} {status}" for status, number in statuses.most_common())
+        files = counted(statuses.total(), "new file")
+        say(f"{files}, which a build would take in: {parts}" if is_plan else f"{files}: {parts}")
 
 
-def _print_registration(registration: Registration) -> None:
-    say_registered(registration)
+def _print_registration(registration: Registration, *, is_plan: bool = False) -> None:
+    say_registered(registration, is_plan=is_plan)
+    was = "would be" if is_plan else "was"
     for d in registration.deliveries:
         if d.status == "rejected":
-            print_warning(f"{d.file} was rejected: {d.reason}")
+            print_warning(f"{d.file} {was} rejected: {d.reason}")
     for s in registration.skipped:
-        print_warning(f"{s.name} was left alone: {s.reason}")
+        print_warning(f"{s.name} {was} left alone: {s.reason}")
 
 
 def print_failures(done: Build) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from metalayer.console import Column, print_table, say, say_next, sparing, working
+from metalayer.wording import counted
 
 if TYPE_CHECKING:
     from metalayer.landing.ledger import Registration
@@ -79,12 +80,13 @@ def print_plan(plan: Plan) -> None:
     )
     certain = sum(len(months) for months in plan.stale.values())
     following = sum(len(months) for months in plan.affected.values()) - certain
-    say(f"A build would rebuild {certain:,} months of {sum(map(bool, plan.stale.values()))} tables")
+    tables = counted(sum(map(bool, plan.stale.values())), "table")
+    say(f"A build would rebuild {counted(certain, 'month')} of {tables}")
     if following:
         say(f"and {following:,} more where what they are made from turns out to differ.")
     unchecked = sum(len(months) for months in plan.unchecked.values())
     if unchecked:
-        say(f"{unchecked:,} published months would have their checks asked again.")
+        say(f"It would ask the checks of {counted(unchecked, 'published month')} again.")
     say_next(("build", "does it"))
 
 

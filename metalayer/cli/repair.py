@@ -14,6 +14,7 @@ from rich.text import Text
 from metalayer.cli.build import LOADING
 from metalayer.console import say, say_next, shown, stdout, working
 from metalayer.errors import UsageError
+from metalayer.wording import counted
 
 if TYPE_CHECKING:
     from psycopg2 import sql
@@ -30,7 +31,8 @@ def export_rejects(connection: Any, settings: Settings, wanted: sql.Composable, 
         done = export_quarantined(connection, settings, wanted, path)
     if done.rows:
         stdout().print(
-            Text(f"{done.rows:,} rows -> {shown(path)} (readable by you only)"), soft_wrap=True
+            Text(f"{counted(done.rows, 'row')} -> {shown(path)} (readable by you only)"),
+            soft_wrap=True,
         )
     else:
         say("No quarantined row that could be mended by itself.")
@@ -40,11 +42,11 @@ def export_rejects(connection: Any, settings: Settings, wanted: sql.Composable, 
             "apart: fill the columns in."
         )
     if done.outdated:
-        say(f"{done.outdated:,} rows count no longer: the next build takes them out.")
+        say(f"No longer counted, and taken out by the next build: {counted(done.outdated, 'row')}.")
     if done.made:
         say(
-            f"{done.made:,} rows were made by a SELECT: mend what they are made from, the SELECT "
-            "or the contract."
+            f"Made by a SELECT: {counted(done.made, 'row')}. Mend what they are made from, the "
+            "SELECT or the contract."
         )
     if done.rows:
         say_next((f"land --repair {path}", "takes the rows that you have changed"))
@@ -75,6 +77,7 @@ def _say(path: Path, landed: Landed, settings: Settings) -> None:
     for name in landed.names:
         line = Text(f"{shown(path)} -> {shown(settings.landing / name)}")
         stdout().print(line, soft_wrap=True)
-    say(f"{landed.rows:,} rows to mend; {landed.unchanged:,} left out, as they are unchanged.")
+    rows = counted(landed.rows, "row")
+    say(f"{rows} to mend; {landed.unchanged:,} left out, as they are unchanged.")
     if landed.names:
         say_next(("build", "puts them in their places"))

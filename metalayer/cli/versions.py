@@ -27,6 +27,7 @@ from metalayer.console import (
     stdout,
     working,
 )
+from metalayer.wording import counted
 
 if TYPE_CHECKING:
     from datetime import date
@@ -149,8 +150,9 @@ def rollback(
     elif not done.has_changed:
         say(f"Nothing to do: {table} {month} has the rows of version {to} already.")
     else:
+        rows = counted(done.rows, "row")
         stdout().print(
-            Text(f"{table} {month} is now version {done.version}: {done.rows:,} rows, as in {to}"),
+            Text(f"{table} {month} is now version {done.version}: {rows}, as in {to}"),
             soft_wrap=True,
         )
         if is_stale:

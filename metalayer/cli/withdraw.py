@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from metalayer.console import months_shown, say, say_next, shown, stdout, working
+from metalayer.wording import counted
 
 if TYPE_CHECKING:
     from metalayer.landing.withdraw import Withdrawal
@@ -37,9 +38,8 @@ def withdraw_files(names: Sequence[str], settings: Settings) -> None:
 def _say(done: Withdrawal) -> None:
     months = sorted({f"{m:%Y-%m}" for d in done.deliveries for m in d.months})
     if done.rows:
-        told = (
-            f"is withdrawn: {done.rows:,} rows of {months_shown(months)} leave with the next build"
-        )
+        rows = counted(done.rows, "row")
+        told = f"is withdrawn: the next build takes out its {rows} of {months_shown(months)}"
     elif done.deliveries:
         told = "is withdrawn; none of its rows counted"
     elif done.moved_to is not None:

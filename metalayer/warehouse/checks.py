@@ -18,8 +18,10 @@ from typing import Any
 from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.governance.masks import is_masked
 from metalayer.warehouse.ddl import identifiers, next_month, stored_name
 from metalayer.warehouse.leaves import LEAVES
+from metalayer.wording import counted, named
 
 _EXAMPLES = 5
 _ROWS_READ_IN_A_LOOKUP = 10
@@ -140,7 +142,10 @@ def references_resolve(
     target: TableSpec,
     months: Sequence[date] | None = None,
 ) -> Finding:
-    """Every value of `column` in `months` (None: all) stands in the column it references."""
+    """Every value of `column` in `months` (None: all) stands in the column it references.
+
+    Where they do not, the months are named, and some of the values unless they are masked.
+    """
     assert column.references is not None
     cursor.execute(
         sql.SQL(
@@ -151,9 +156,12 @@ def references_resolve(
             "count(*) as rows from {table} as t where {window} and {column} is not null "
             "and not exists (select from {target} as r where r.{referenced} = t.{column}) "
             "group by 1, 2) "
-            "select month, coalesce(sum(rows), 0)::bigint, count(distinct value) from missing "
-            "group by grouping sets ((), (1))"
+            "select month, coalesce(sum(rows), 0)::bigint, count(distinct value), "
+            "(select array_agg(value::text order by value) from "
+            "(select distinct value from missing order by 1 limit {limit}) as first) "
+            "from missing group by grouping sets ((), (1))"
         ).format(
+            limit=sql.Literal(0 if is_masked(spec, column) else _EXAMPLES),
             month=sql.Identifier(spec.month_column),
             column=sql.Identifier(column.name),
             table=stored_name(spec),
@@ -162,19 +170,25 @@ def references_resolve(
             referenced=sql.Identifier(column.references.column),
         )
     )
-    found = {month: (rows, values) for month, rows, values in cursor.fetchall()}
-    rows, values = found.pop(None)
+    found = {month: (rows, values, first) for month, rows, values, first in cursor.fetchall()}
+    rows, values, first = found.pop(None)
+    concerned = sorted(found)
     to = f"{column.references.table}.{column.references.column}"
+    description = ""
+    if rows:
+        which = f": {named(first, _EXAMPLES, values)}" if first else ""
+        description = (
+            f"{counted(rows, 'row')} of {spec.full_name} in "
+            f"{named([f'{month:%Y-%m}' for month in concerned], _EXAMPLES)} with "
+            f"{counted(values, 'value')} of {column.name} that {to} does not have{which}"
+        )
     return Finding(
         rows == 0,
-        f"{rows:,} rows of {spec.full_name} have one of {values:,} values of {column.name} "
-        f"that {to} lacks"
-        if rows
-        else "",
+        description,
         {"rows": rows, "values": values, "references": to},
         {
-            month: {"passed": month not in found, "rows": found.get(month, (0,))[0]}
-            for month in (months if months is not None else sorted(found))
+            month: {"passed": month not in found, "rows": found[month][0] if month in found else 0}
+            for month in (months if months is not None else concerned)
         },
     )
 

@@ -569,7 +569,7 @@ def test_a_ticks_log_tells_of_each_file(two_files: Platform) -> None:
         sensor.evaluate_tick(context)
     assert told == [
         "left alone: erp/invoices.csv: it matches no source",
-        "taken in: erp/orders_2025-01.csv: 1 rows, 2025-01 to 2025-01",
+        "taken in: erp/orders_2025-01.csv: 1 row, 2025-01 to 2025-01",
         told[2],
     ]
     assert told[2].startswith("rejected: erp/orders_cut.csv: orders_cut.csv has no column")

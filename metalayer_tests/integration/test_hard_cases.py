@@ -271,3 +271,15 @@ def test_a_file_without_a_header_tells_nobodys_data(platform: Platform) -> None:
         assert "not told" in reason
         for value in row.split(","):
             assert len(value) < 3 or value not in reason
+
+
+def test_references_that_lead_nowhere_are_named(platform: Platform) -> None:
+    rows = (
+        order(n, f"2025-{n % 7 + 1:02}-05").replace(",7,", f",{900 + n % 7},") for n in range(8)
+    )
+    platform.land("erp/orders.csv", ORDERS + "".join(rows))
+    assert platform.build().warnings == [
+        "silver.orders: 8 rows of silver.orders in 2025-01, 2025-02, 2025-03, 2025-04, 2025-05 "
+        "and 2 more with 7 values of customer_id that silver.customers.customer_id does not have: "
+        "900, 901, 902, 903, 904 and 2 more"
+    ]

@@ -299,7 +299,7 @@ def test_the_command_says_what_leaves(
     withdraw_files(["erp/orders_1.csv", "orders_1.csv"], platform.warehouse.settings)
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "erp/orders_1.csv is withdrawn: 2 rows of 2025-01..2025-03 leave with the next build",
+        "erp/orders_1.csv is withdrawn: the next build takes out its 2 rows of 2025-01..2025-03",
         "erp/orders_1.csv was withdrawn already",
     ]
     assert "erp/orders_copy.csv has the same content and is loaded in its place." in err
