@@ -21,8 +21,7 @@ from metalayer.jobs import months_between
 from metalayer.settings import Settings
 from metalayer.warehouse.ddl import identifiers, next_month
 from metalayer.warehouse.evolve import evolved_columns, with_evolved
-from metalayer.warehouse.pool import connect_pool, transaction
-from metalayer.warehouse.server import warehouse_server
+from metalayer.warehouse.pool import transaction, warehouse_pool
 
 _MONTHS = re.compile(r"(\d{4})-(\d{2})(?:\.\.(\d{4})-(\d{2}))?")
 # What pandas would make of a column with gaps is a float or an object: name the type instead.
@@ -60,12 +59,8 @@ def read(
             f"There is no warehouse at {settings.home}",
             "Set METALAYER_HOME to the folder that has one, or build one with `metalayer demo`",
         )
-    with warehouse_server(settings) as server:
-        pool = connect_pool(server.warehouse_url, 1)
-        try:
-            return read_months(pool, table, wanted, moment)
-        finally:
-            pool.dispose()
+    with warehouse_pool(settings) as pool:
+        return read_months(pool, table, wanted, moment)
 
 
 def read_months(

@@ -21,8 +21,7 @@ from metalayer.warehouse.acts import record, seal
 from metalayer.warehouse.build import MonthResult
 from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.phases import Profile, in_words
-from metalayer.warehouse.pool import connect_pool, transaction
-from metalayer.warehouse.server import warehouse_server
+from metalayer.warehouse.pool import transaction, warehouse_pool
 
 #: Where the time of a run went, see `metalayer.warehouse.phases`.
 SECONDS_TAG = "metalayer/seconds"
@@ -50,15 +49,11 @@ class Warehouse:
 @contextlib.contextmanager
 def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehouse]:
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
-    with warehouse_server(settings, progress) as server:
-        # One connection more than workers: checks and the ledger ask beside the builds.
-        pool = connect_pool(server.warehouse_url, settings.workers + 1, settings.why)
-        try:
-            with transaction(pool) as connection:
-                prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
-            yield Warehouse(pool, settings)
-        finally:
-            pool.dispose()
+    # One connection more than workers: checks and the ledger ask beside the builds.
+    with warehouse_pool(settings, progress, settings.workers + 1) as pool:
+        with transaction(pool) as connection:
+            prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
+        yield Warehouse(pool, settings)
 
 
 @contextlib.contextmanager

@@ -66,21 +66,13 @@ def _applied(settings: Settings) -> Migration:
     from metalayer.catalog import catalog
     from metalayer.warehouse.acts import seal
     from metalayer.warehouse.migrate import prepare
-    from metalayer.warehouse.pool import connect_pool, transaction
-    from metalayer.warehouse.server import warehouse_server
+    from metalayer.warehouse.pool import transaction, warehouse_pool
 
-    with (
-        working("Starting PostgreSQL") as tell,
-        warehouse_server(settings, tell) as server,
-    ):
-        pool = connect_pool(server.warehouse_url, 1, settings.why)
-        try:
-            with transaction(pool) as connection:
-                done = prepare(connection, list(catalog().specs.values()), catalog().selects)
-            seal(pool, settings)
-            return done
-        finally:
-            pool.dispose()
+    with working("Starting PostgreSQL") as tell, warehouse_pool(settings, tell) as pool:
+        with transaction(pool) as connection:
+            done = prepare(connection, list(catalog().specs.values()), catalog().selects)
+        seal(pool, settings)
+        return done
 
 
 def _print(found: Migration, *, is_done: bool) -> None:

@@ -26,15 +26,10 @@ def make_plan(
 ) -> tuple[Plan, Registration]:
     """The plan of a build, and what registering the landed files would find."""
     from metalayer.planning import preview
-    from metalayer.warehouse.pool import connect_pool
-    from metalayer.warehouse.server import warehouse_server
+    from metalayer.warehouse.pool import warehouse_pool
 
-    with working("Planning") as tell, warehouse_server(settings, tell) as server:
-        pool = connect_pool(server.warehouse_url, 1)
-        try:
-            return preview(pool, settings, selected, months, force=force, progress=sparing(tell))
-        finally:
-            pool.dispose()
+    with working("Planning") as tell, warehouse_pool(settings, tell) as pool:
+        return preview(pool, settings, selected, months, force=force, progress=sparing(tell))
 
 
 def write_plan_json(plan: Plan, registration: Registration) -> None:

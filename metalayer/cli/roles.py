@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metalayer.cli.audit import Why
 from metalayer.console import say, say_next, shown, stdout, working
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def roles(
         bool, typer.Option("--plan", help="Print the statements, and change nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of SQL.")] = False,
+    why: Why = None,
 ) -> None:
     """Make roles and grants exactly what the contracts say; surplus ones are taken back.
 
@@ -73,24 +75,19 @@ def _applied(settings: Settings) -> RolesPlan:
     from metalayer.catalog import catalog
     from metalayer.governance.roles import apply_roles
     from metalayer.warehouse.migrate import prepare
-    from metalayer.warehouse.pool import connect_pool, transaction
-    from metalayer.warehouse.server import warehouse_server
+    from metalayer.warehouse.acts import seal
+    from metalayer.warehouse.pool import transaction, warehouse_pool
 
     specs = list(catalog().specs.values())
-    with (
-        working("Starting PostgreSQL") as tell,
-        warehouse_server(settings, tell) as server,
-    ):
-        pool = connect_pool(server.warehouse_url, 1)
-        try:
-            with transaction(pool) as connection:
-                # What is granted on must be there, and masked.
-                prepare(connection, specs, catalog().selects)
-                # Grants are recorded, which `prepare` allows in another transaction only.
-                connection.commit()
-                return apply_roles(connection, specs)
-        finally:
-            pool.dispose()
+    with working("Starting PostgreSQL") as tell, warehouse_pool(settings, tell) as pool:
+        with transaction(pool) as connection:
+            # What is granted on must be there, and masked.
+            prepare(connection, specs, catalog().selects)
+            # Grants are recorded, which `prepare` allows in another transaction only.
+            connection.commit()
+            done = apply_roles(connection, specs)
+        seal(pool, settings)
+        return done
 
 
 def _print(found: RolesPlan, *, is_done: bool) -> None:

@@ -181,8 +181,7 @@ def _warehouse_to_write(settings: Settings) -> Iterator[Engine]:
     from metalayer.errors import WarehouseError
     from metalayer.warehouse.acts import seal
     from metalayer.warehouse.migrate import prepare
-    from metalayer.warehouse.pool import connect_pool, transaction
-    from metalayer.warehouse.server import warehouse_server
+    from metalayer.warehouse.pool import transaction, warehouse_pool
 
     if settings.database_url is None and not settings.pgdata.exists():
         raise WarehouseError(
@@ -190,9 +189,7 @@ def _warehouse_to_write(settings: Settings) -> Iterator[Engine]:
         )
     with contextlib.ExitStack() as stack:
         with working("Starting PostgreSQL") as tell:
-            server = stack.enter_context(warehouse_server(settings, tell))
-        pool = connect_pool(server.warehouse_url, 1, settings.why)
-        stack.callback(pool.dispose)
+            pool = stack.enter_context(warehouse_pool(settings, tell))
         with transaction(pool) as connection:
             prepare(connection, list(catalog().specs.values()), catalog().selects)
         yield pool
@@ -230,7 +227,7 @@ def _print_months(months: list[MonthVersions]) -> None:
                 ago(m.published_at),
                 m.rows,
                 m.quarantined,
-                m.data_version,
+                _mark(m.data_version),
                 m.restores,
             )
             for m in months
@@ -268,9 +265,14 @@ def _print_versions(found: list[Version]) -> None:
     )
 
 
+def _mark(data_version: str) -> str:
+    """The beginning of the hash in a fingerprint of rows: what tells one from another."""
+    return data_version.partition("-")[2][:_SHOWN_OF_AN_ID]
+
+
 def _content(version: Version) -> str:
-    """What is to say about a version's rows beside its fingerprint, whose hash begins it."""
-    mark = version.data_version.partition("-")[2][:_SHOWN_OF_AN_ID]
+    """What is to say about a version's rows beside its fingerprint."""
+    mark = _mark(version.data_version)
     if version.restores is not None:
         return f"{mark}, restores {version.restores}"
     return f"{mark}, as before" if version.has_same_rows else mark

@@ -25,8 +25,7 @@ from sqlalchemy import Engine
 
 from metalayer.errors import MetaLayerError
 from metalayer.settings import Settings
-from metalayer.warehouse.pool import connect_pool, transaction
-from metalayer.warehouse.server import warehouse_server
+from metalayer.warehouse.pool import transaction, warehouse_pool
 
 _SEAL_LOCK = 0x4D4C0010
 _AT_ONCE = 10_000
@@ -70,14 +69,10 @@ def record_now(
 
     Call it before what it tells of: what cannot be recorded is then not done.
     """
-    with warehouse_server(settings) as server:
-        pool = connect_pool(server.warehouse_url, 1, settings.why)
-        try:
-            with transaction(pool) as connection, connection.cursor() as cursor:
-                record(cursor, action, subject, details)
-            seal(pool, settings)
-        finally:
-            pool.dispose()
+    with warehouse_pool(settings) as pool:
+        with transaction(pool) as connection, connection.cursor() as cursor:
+            record(cursor, action, subject, details)
+        seal(pool, settings)
 
 
 def heads_file(settings: Settings) -> Path:

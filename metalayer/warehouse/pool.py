@@ -17,7 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from metalayer.errors import MetaLayerError, WarehouseError
 from metalayer.outages import outage
-from metalayer.warehouse.server import SESSION, tls_advice
+from metalayer.settings import Settings
+from metalayer.warehouse.postgres import Progress
+from metalayer.warehouse.server import SESSION, tls_advice, warehouse_server
 
 #: Who acts in a session and why: the audit log takes it from there (`acts.sql`).
 _INTRODUCTION = (
@@ -55,6 +57,23 @@ def connect_pool(url: str, size: int, why: str = "") -> Engine:
         raw.commit()
 
     return engine
+
+
+@contextlib.contextmanager
+def warehouse_pool(
+    settings: Settings, progress: Progress | None = None, size: int = 1
+) -> Iterator[Engine]:
+    """A running server and a pool of connections to the warehouse, for as long as the `with` lasts.
+
+    The audit log gets the settings' reason with what is done on them. See `warehouse_server`,
+    `connect_pool`.
+    """
+    with warehouse_server(settings, progress) as server:
+        pool = connect_pool(server.warehouse_url, size, settings.why)
+        try:
+            yield pool
+        finally:
+            pool.dispose()
 
 
 def _os_user() -> str:

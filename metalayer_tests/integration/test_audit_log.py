@@ -61,6 +61,19 @@ def tamper(platform: Platform, statement: str) -> None:
     do(platform, f"{off}; {statement}; {'; '.join(s.format('enable always') for s in each)}")
 
 
+def test_grants_tell_their_reason_and_are_chained_at_once(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = platform.warehouse.settings.database_url
+    assert url is not None
+    monkeypatch.setenv("METALAYER_DATABASE_URL", url.get_secret_value())
+    monkeypatch.setenv("METALAYER_HOME", str(platform.warehouse.settings.home))
+    assert main(["roles", "apply", "--why", "ticket 9"]) == 0
+    (granted,) = listed(platform, action="grant")
+    assert granted.why == "ticket 9"
+    assert platform.one("select count(*) from meta.acts_unsealed") == 0
+
+
 @pytest.fixture
 def built(platform: Platform) -> Platform:
     """Orders of two months, built and chained."""
