@@ -43,15 +43,26 @@ def is_personal(spec: TableSpec) -> bool:
     return any(c.pii for c in spec.columns)
 
 
+def is_open(column: ColumnSpec) -> bool:
+    """Whether samples and messages, whose readers are not known, may show values of `column`.
+
+    Not those that are personal, that people type, or that no contract knows.
+    """
+    return not (column.pii or column.is_free_text or column.name == _UNKNOWN)
+
+
+def may_be_shifted(spec: TableSpec) -> bool:
+    """Whether a text delivered for any column may be personal: a shifted row has a name in each."""
+    return spec.source is not None and is_personal(spec)
+
+
 def is_masked(spec: TableSpec, column: ColumnSpec) -> bool:
     """Whether `column` is masked: what is personal, and what may be.
 
     Where files hold personal data, so may what people typed into them, and what no contract knows.
     """
-    if column.pii:
-        return True
-    may_be = column.is_free_text or column.name == _UNKNOWN
-    return spec.layer == "bronze" and is_personal(spec) and may_be
+    is_delivered = spec.layer == "bronze" and is_personal(spec)
+    return bool(column.pii) or (is_delivered and not is_open(column))
 
 
 def shown(spec: TableSpec, column: ColumnSpec, value: sql.Composable) -> sql.Composable:

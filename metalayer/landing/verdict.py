@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metalayer.governance.masks import is_open, may_be_shifted
 from metalayer.landing.drift import Drift
 from metalayer.landing.engine import open_memory
 from metalayer.landing.entries import Candidate
@@ -98,8 +99,9 @@ def _example(
     candidate: Candidate, line: int, column: str | None, rule: str, value: str | None
 ) -> str:
     """A record that cannot be used: `file:line column rule 'value'`."""
-    is_personal = any(c.name == column and c.pii for c in candidate.terms.spec.columns)
-    shown = "" if value is None else " ***" if is_personal else f" {value[:_SHOWN_CHARACTERS]!r}"
+    spec = candidate.terms.spec
+    is_hidden = may_be_shifted(spec) or any(c.name == column and not is_open(c) for c in spec.landed)
+    shown = "" if value is None else " ***" if is_hidden else f" {value[:_SHOWN_CHARACTERS]!r}"
     return f"{candidate.landed.name}:{line} {column or 'row'} {rule}{shown}"
 
 

@@ -20,6 +20,7 @@ import psycopg2.errors
 from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
+from metalayer.governance.masks import is_open, may_be_shifted
 from metalayer.warehouse.ddl import identifiers
 from metalayer.warehouse.quarantine import (
     note,
@@ -124,9 +125,8 @@ def judge(
 
 def _examples(cursor: Any, spec: TableSpec, month: date) -> list[str]:
     """Some rejected rows, a line each: `file:line column rule 'value'`; personal values masked."""
-    personal = [c.name for c in spec.columns if c.pii or c.is_free_text]
-    # A shifted row has a name in any column: there nothing is shown of what could not be typed.
-    hides_texts = spec.source is not None and any(c.pii for c in spec.columns)
+    personal = [c.name for c in spec.columns if not is_open(c)]
+    hides_texts = may_be_shifted(spec)  # there nothing is shown of what could not be typed
     # What came from no file goes by its key.
     keys = [name for name in spec.key if name not in personal]
     cursor.execute(

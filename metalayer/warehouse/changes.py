@@ -16,6 +16,7 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import ContractError
+from metalayer.governance.masks import is_open
 from metalayer.warehouse import retype
 from metalayer.warehouse.ddl import (
     create_unknown_leaf,
@@ -248,8 +249,8 @@ def _refused_narrowing(
     found = cursor.fetchall()
     if not found:
         return None
-    is_personal = any(c.name == name and (c.pii or c.is_free_text) for c in spec.columns)
-    values = "***" if is_personal else ", ".join(repr(value) for value, _, _ in found)
+    is_hidden = any(c.name == name and not is_open(c) for c in spec.columns)
+    values = "***" if is_hidden else ", ".join(repr(value) for value, _, _ in found)
     return ContractError(
         f"{where_declared(spec)} changes {spec.full_name}.{name} from {old} to {new}, which cannot "
         f"hold {found[0][2]:,} of the stored values exactly: {values}",

@@ -11,13 +11,12 @@ from typing import Any
 from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
+from metalayer.governance.masks import is_open, may_be_shifted
 from metalayer.warehouse.ddl import month_bounds, stored_name
 
 MASK = "***"
 _ROWS = 5
 _SHOWN_OF_A_VALUE = 40
-# Columns that no contract knows may hold anything.
-_UNKNOWN = "_extra"
 
 
 def masked_columns(spec: TableSpec) -> frozenset[str]:
@@ -26,11 +25,9 @@ def masked_columns(spec: TableSpec) -> frozenset[str]:
     Those with personal data, what people type freely, and columns that no contract knows. Where
     files hold personal data, all landed text is: a shifted row has a name in any column.
     """
-    is_personal = spec.layer == "bronze" and any(c.pii for c in spec.columns)
+    hides_texts = spec.layer == "bronze" and may_be_shifted(spec)
     return frozenset(
-        c.name
-        for c in spec.columns
-        if c.pii or c.is_free_text or c.name == _UNKNOWN or (is_personal and c.type == "text")
+        c.name for c in spec.columns if not is_open(c) or (hides_texts and c.type == "text")
     )
 
 

@@ -84,6 +84,16 @@ def test_personal_values_are_masked_in_the_examples(platform: Platform) -> None:
     assert examples == ["crm/customers.csv:4 dob not a date ***"]
 
 
+def test_a_shifted_value_is_masked_when_a_file_of_people_is_refused(platform: Platform) -> None:
+    # With a comma too many, what stands where the date should be may be anybody's address.
+    shifted = "".join(f"{n},Ada,Berg,a,b,c,d,e,f,g,ada{n}@example.org\n" for n in range(30))
+    platform.land("crm/customers.csv", PEOPLE + shifted)
+    (refused,) = platform.register().deliveries
+    assert refused.status == "rejected"
+    assert "customers.csv:2 updated_at month cannot be told ***" in str(refused.reason)
+    assert "example.org" not in str(refused.reason)
+
+
 def test_the_same_rows_come_to_the_same_verdict_whatever_was_published(platform: Platform) -> None:
     platform.land("erp/orders.csv", ORDERS + orders(1, 2))
     assert build(platform, "orders").outcome == "published"
