@@ -131,13 +131,13 @@ def build(
         from metalayer.catalog import catalog
         from metalayer.cli.selection import select_tables
 
-    selected = select_tables(selection or [], catalog())
-    wanted = _months(months, settings) if months is not None else None
+        selected = select_tables(selection or [], catalog())
+        wanted = _months(months, settings) if months is not None else None
+        if not plan:
+            from metalayer.cli import running
     if plan:
         _plan(settings, selected, wanted, force=force, as_json=as_json)
         return
-    with working(LOADING):
-        from metalayer.cli import running
     with running.platform(settings) as (warehouse, instance):
         done = running.run(
             warehouse,
