@@ -281,7 +281,7 @@ _FACTS_OF_ROWS = (
 )
 
 #: What a column says of itself that makes no row another.
-_FACTS_FOR_PEOPLE = ("free_text", "sensitivity", "declassified")
+_FACTS_FOR_PEOPLE = ("free_text", "sensitivity", "declassified", "identifies")
 
 
 def _rules_in(path: Path) -> str:

@@ -9,6 +9,7 @@
     migrate.py    migrate
     roles.py      roles
     scan.py       scan
+    subject.py    subject
     up.py         up
     demo.py       demo
     catalog.py    docs, contracts: what the tables are, without a database
@@ -46,6 +47,7 @@ from metalayer.cli import (
     migrate,
     roles,
     scan,
+    subject,
     tools,
     trace,
     up,
@@ -92,6 +94,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         scan.scan,
         "Name landed columns that look personal and are not tagged.",
         ["scan", "scan --region DE --rows 200000"],
+    ),
+    (
+        subject.subject,
+        "Everything that is held of one customer, in a file to hand over.",
+        ['subject --customer 7 --out person.zip --why "request of 2025-07-01"'],
     ),
     (
         ask.status,

@@ -6,6 +6,7 @@ tags follow the SELECTs (`governance/flow.py`), or what is done about them (mask
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ Pii = Literal["name", "email", "phone", "address", "birth_date", "national_id", 
 Sensitivity = Literal["public", "internal", "confidential", "restricted"]
 
 _KINDS: tuple[str, ...] = get_args(Pii)
+_PERSON = re.compile(r"[a-z][a-z0-9_]*")
 _LEVELS: tuple[Sensitivity, ...] = get_args(Sensitivity)
 _BY_KIND: Mapping[str, Sensitivity] = {"birth_date": "restricted", "national_id": "restricted"}
 
@@ -47,6 +49,15 @@ def checked_reason(reason: str | None, where: str) -> str | None:
             f"{where} is declassified without a reason", 'Write declassified="count only" or so'
         )
     return reason
+
+
+def checked_person(word: str | None, where: str) -> str | None:
+    """Whom a column's values number; `ContractError` when it is no plain word."""
+    if word is not None and not (isinstance(word, str) and _PERSON.fullmatch(word)):
+        raise ContractError(
+            f"{where} identifies {word!r}", 'Name whom in one word, like identifies="customer"'
+        )
+    return word
 
 
 def default_sensitivity(kind: str | None) -> Sensitivity:

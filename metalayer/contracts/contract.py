@@ -28,6 +28,7 @@ import polars as pl
 from metalayer.contracts.classification import (
     Sensitivity,
     checked_kind,
+    checked_person,
     checked_reason,
     checked_sensitivity,
 )
@@ -89,6 +90,7 @@ class ColumnSpec:
         is_free_text: Typed by people, who may write anything; never shown in samples.
         sensitivity: Who may see it, from "public" to "restricted".
         declassified: Why the column is not as personal as what it is made from, or None.
+        identifies: Whom its values number ("customer"), or None.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ColumnSpec:
     is_free_text: bool = field(default=False, repr=False)
     sensitivity: Sensitivity = field(default="internal", repr=False)
     declassified: str | None = field(default=None, repr=False)
+    identifies: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class TableSpec:
         unknown_member: Values of the member that facts without a match point at, or None.
         views: Name -> SELECT of further views beside the table.
         readers: Roles that may read it and its views, of `READERS`; nobody unless it says so.
+        purpose: What personal data in it is held for, in a sentence, or None.
         source: The landed files (silver), the same on the bronze table derived from it.
         contract: The Pandera model, None for a derived bronze table.
         path: File of the contract, for messages.
@@ -172,6 +176,7 @@ class TableSpec:
     unknown_member: Mapping[str, Any] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
     readers: tuple[str, ...] = ()
+    purpose: str | None = None
     source: SourceSpec | None = None
     contract: type[Contract] | None = None
     path: Path | None = None
@@ -252,6 +257,7 @@ class _Facts:
     is_free_text: bool
     sensitivity: str | None
     declassified: str | None
+    identifies: str | None
 
 
 def column(
@@ -269,6 +275,7 @@ def column(
     free_text: bool = False,
     sensitivity: str | None = None,
     declassified: str | None = None,
+    identifies: str | None = None,
     **rules: Any,
 ) -> Any:
     """Declare a column; `rules` are those of `pandera.Field` (ge, gt, isin, str_matches, ...).
@@ -286,10 +293,11 @@ def column(
         sensitivity: "public", "internal", "confidential" or "restricted"; by default what `pii`
             stands for, and internal without it.
         declassified: Why a column made from personal or more sensitive ones is neither.
+        identifies: Whom its values number, as "customer"; columns that reference it do as well.
     """
     facts = _Facts(
         role, is_key or role == "key", precision, scale, pii, references, tuple(null_tokens),
-        landed, derived, free_text, sensitivity, declassified,
+        landed, derived, free_text, sensitivity, declassified, identifies,
     )  # fmt: skip
     return pa.Field(description=meaning, metadata={"metalayer": facts}, **rules)
 
@@ -396,6 +404,7 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         unknown_member=getattr(facts, "unknown_member", None),
         views=dict(getattr(facts, "views", {})),
         readers=_readers(facts, where),
+        purpose=_purpose(facts, where),
         source=_source(source, where, columns, month) if source is not None else None,
         contract=contract,
         path=path,
@@ -412,6 +421,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
             pii=c.pii,
             is_free_text=c.is_free_text,
             sensitivity=c.sensitivity,
+            identifies=c.identifies,
         )
         for c in silver.landed
     )
@@ -436,6 +446,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
         max_reject_rate=silver.max_reject_rate,
         max_rejects=silver.max_rejects,
         readers=tuple(r for r in silver.readers if r in _READERS_OF_BRONZE),
+        purpose=silver.purpose,
         source=silver.source,
         path=silver.path,
     )
@@ -519,6 +530,7 @@ def _columns(
                 is_free_text=facts.is_free_text,
                 sensitivity=checked_sensitivity(facts.sensitivity, facts.pii, named),
                 declassified=checked_reason(facts.declassified, named),
+                identifies=checked_person(facts.identifies, named),
             )
         )
     return tuple(columns), month
@@ -541,6 +553,15 @@ def _readers(facts: Any, where: str) -> tuple[str, ...]:
         raise ContractError(
             f"{where}: Table.readers is {found!r}",
             f"Use a tuple of {', '.join(READERS)}; without it nobody reads the table",
+        )
+    return found
+
+
+def _purpose(facts: Any, where: str) -> str | None:
+    found = getattr(facts, "purpose", None)
+    if found is not None and not (isinstance(found, str) and found.strip()):
+        raise ContractError(
+            f"{where}: Table.purpose is {found!r}", "Say in a sentence what the data is held for"
         )
     return found
 

@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -79,6 +79,19 @@ def discover(
         skipped += [Skipped(f.name, "it is still being written") for f in moving]
         found = [f for f in found if f not in moving]
     return sorted(found, key=lambda f: (f.mtime_ns, f.name)), skipped
+
+
+def landed_paths(landing: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file in the landing zone, also where nobody looks for exports.
+
+    Those that were withdrawn are among them, and what has not been copied whole. No link is
+    followed.
+    """
+    for folder, _, names in os.walk(landing):
+        for name in sorted(names):
+            path = Path(folder) / name
+            if stat.S_ISREG(path.lstat().st_mode):
+                yield path.relative_to(landing).as_posix(), path
 
 
 def match_source(name: str, sources: Iterable[SourceSpec]) -> SourceSpec | None:

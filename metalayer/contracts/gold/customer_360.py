@@ -48,6 +48,7 @@ class Customer360(Contract):
     class Table:
         owner = "team:customer-data"
         readers = ("analyst", "bi", "engineer", "steward")
+        purpose = "To see at one glance what a customer bought, and how they are doing"
         rows_follow = "customer_id"
         views = {
             "customer_360_current": """

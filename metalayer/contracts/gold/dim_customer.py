@@ -69,6 +69,7 @@ class DimCustomer(Contract):
     class Table:
         owner = "team:customer-data"
         readers = ("analyst", "bi", "engineer", "steward")
+        purpose = "To tell who a customer was on the day of an order"
         unknown_member = {
             "customer_key": 0,
             "customer_id": 0,

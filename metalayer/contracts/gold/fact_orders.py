@@ -32,5 +32,6 @@ class FactOrders(Contract):
     class Table:
         owner = "team:sales-data"
         readers = ("analyst", "bi", "engineer", "steward")
+        purpose = "To count what was ordered, by whom and when"
         rows_from = "silver.orders"
         sums_from = {"total_amount": "silver.orders.total_amount"}

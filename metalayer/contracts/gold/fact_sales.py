@@ -30,5 +30,6 @@ class FactSales(Contract):
     class Table:
         owner = "team:sales-data"
         readers = ("analyst", "bi", "engineer", "steward")
+        purpose = "To count what was invoiced, to whom and when"
         rows_from = "silver.erp_sales"
         sums_from = {"sale_amount": "silver.erp_sales.sale_amount"}

@@ -15,7 +15,7 @@ class CrmCustomers(Contract):
     what is no known region is kept with its words capitalised.
     """
 
-    customer_id: int = key("Customer number given by the CRM")
+    customer_id: int = key("Customer number given by the CRM", identifies="customer")
     customer_name: str = column("Name, trimmed", nullable=True, pii="name", null_tokens=NO_VALUE)
     email: str = column(
         "E-mail address in lower case", nullable=True, pii="email", null_tokens=NO_VALUE
@@ -33,6 +33,7 @@ class CrmCustomers(Contract):
     class Table:
         owner = "team:customer-data"
         readers = ("engineer", "steward")
+        purpose = "To know whose account it is, and which region looks after it"
         due = Due(day=3, hour=6)
 
     class Source:

@@ -15,7 +15,7 @@ class Customers(Contract):
     missing here.
     """
 
-    customer_id: int = key("Customer number given by the CRM")
+    customer_id: int = key("Customer number given by the CRM", identifies="customer")
     first_name: str = column("Given name, trimmed", nullable=True, pii="name", null_tokens=NO_VALUE)
     last_name: str = column("Family name, trimmed", nullable=True, pii="name", null_tokens=NO_VALUE)
     email: str = column(
@@ -53,6 +53,7 @@ class Customers(Contract):
     class Table:
         owner = "team:customer-data"
         readers = ("engineer", "steward")
+        purpose = "To deliver orders, and to answer who ordered them"
         due = Due(day=3, hour=6)
 
     class Source:

@@ -22,7 +22,7 @@ class ErpSales(Contract):
         landed=False,
         str_matches=r"^P[0-9]{5}$",
     )
-    customer_id: int = column("Customer who was invoiced")
+    customer_id: int = column("Customer who was invoiced", identifies="customer")
     quantity: int = column("Units invoiced", gt=0, le=MOST_UNITS)
     sale_date: date = month_column("Day of the invoice")
     sale_amount: Decimal = column("Amount invoiced", ge=0, le=MOST_MONEY)
@@ -30,6 +30,7 @@ class ErpSales(Contract):
     class Table:
         owner = "team:sales-data"
         readers = ("engineer", "steward")
+        purpose = "To bill what was sold, and to account for it"
         due = Due(day=3, hour=6)
 
     class Source:

@@ -43,6 +43,7 @@ class Orders(Contract):
     class Table:
         owner = "team:sales-data"
         readers = ("engineer", "steward")
+        purpose = "To deliver orders, and to account for them"
         due = Due(day=3, hour=6)
 
     class Source:

@@ -1,0 +1,442 @@
+"""Everything that is held of one person: in which tables, from which lines of which files.
+
+A person is known by a number. Contracts say which columns hold it (`identifies=`); the others follow
+from what references them, and from column lineage. Where a table has no such column, the person's
+e-mail addresses and phone numbers are looked for. Files that are in no table are searched as bytes.
+
+Nothing is changed. Does not belong here: writing it down for the person (`handover.py`), or who may
+ask (`plain.py`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from psycopg2 import sql
+
+from metalayer.catalog import Catalog
+from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.errors import UsageError
+from metalayer.governance.dictionary import dictionary
+from metalayer.governance.roles import PREFIX
+from metalayer.landing.files import landed_paths
+from metalayer.lineage.columns import Origin, expressions
+from metalayer.settings import Settings
+from metalayer.warehouse.ddl import identifiers, reading_name
+from metalayer.warehouse.leaves import LEAVES, columns_of
+
+#: Kinds of personal data by which somebody can be written to, and so be found.
+_CONTACTS = ("email", "phone")
+#: A phone number is compared by so many of its last digits: the country is often left out.
+_PHONE_DIGITS = 9
+# What was delivered for a number, as the typed table would read it, by functions that everybody may
+# call: those of `meta` are the pipeline's.
+_AS_WHOLE = (
+    "(case when pg_input_is_valid({t}, 'numeric') then {t}::numeric "
+    "when {t} ~ '^[+-]?[0-9]{{1,3}}(,[0-9]{{3}})+([.][0-9]*)?$' then replace({t}, ',', '')::numeric "
+    "end)"
+)
+_BLANKS = " \t\r\n\u00a0"
+_CHUNK_BYTES = 1 << 22
+#: How a file may have written what is looked for in it.
+_ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one table holds of a person.
+
+    Attributes:
+        purpose: What for, as its contract says; empty if it does not.
+        recipients: Roles that may read the table, and the logins that are members of them.
+        found_by: The columns by which the rows were found.
+        columns: Name -> what it means.
+        rows: Column -> value as text. Rows that came from a file say which, and on which line.
+    """
+
+    table: str
+    purpose: str
+    owner: str
+    recipients: list[str]
+    found_by: list[str]
+    columns: dict[str, str]
+    rows: list[dict[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A quarantined row of the person, as it was delivered."""
+
+    table: str
+    file: str | None
+    line: int | None
+    rule: str
+    delivered: str | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """How many rows of the person an earlier version of a month holds, for as long as it is kept."""
+
+    table: str
+    month: str
+    version: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class FileLines:
+    """Lines of a landed file on which records of the person begin."""
+
+    file: str
+    lines: list[int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything that is held of one person.
+
+    Attributes:
+        kind: Whom the number is of: "customer".
+        other_files: Landed files that are in no table and name an e-mail address or phone number of
+            the person.
+        unsearched: What could not be searched to its end: landed files, earlier versions.
+    """
+
+    kind: str
+    number: str
+    tables: list[Held] = field(default_factory=list)
+    quarantined: list[Rejected] = field(default_factory=list)
+    earlier_versions: list[Earlier] = field(default_factory=list)
+    files: list[FileLines] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
+    unsearched: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return not (self.tables or self.quarantined or self.earlier_versions or self.other_files)
+
+
+def kinds(tables: Catalog) -> list[str]:
+    """Whom the contracts know by a number."""
+    return sorted({c.identifies for s in tables.specs.values() for c in s.columns if c.identifies})
+
+
+def places(tables: Catalog, kind: str) -> dict[str, tuple[str, ...]]:
+    """Table -> its columns that hold the number of a `kind` of person, upstream first.
+
+    Those are the columns that say so, those that reference one, what was delivered for either, and
+    what a SELECT passes on from them unchanged.
+    """
+    made_from = dictionary(tables).made_from
+    holding: set[Origin] = set()
+    for name, spec in tables.specs.items():
+        for column in spec.columns:
+            place = Origin(name, column.name)
+            origins = made_from.get(place, ())
+            if _declares(tables, spec, column, kind) or (
+                origins
+                and holding.issuperset(origins)
+                and column.derived is None
+                and not expressions(tables.selects[name], tables.specs, column.name)
+            ):
+                holding.add(place)
+    return {
+        name: held
+        for name in tables.specs
+        if (held := tuple(c.name for c in tables.specs[name].columns if Origin(name, c.name) in holding))
+    }
+
+
+def _declares(tables: Catalog, spec: TableSpec, column: ColumnSpec, kind: str) -> bool:
+    """Whether contracts say that a column holds the number, or what was delivered for it."""
+    if spec.layer == "bronze":
+        typed = tables.specs[f"silver.{spec.name}"]
+        column = next((c for c in typed.columns if c.name == column.name), column)
+    if column.references is not None:
+        target = tables.specs[column.references.table]
+        return target.column(column.references.column).identifies == kind
+    return column.identifies == kind
+
+
+def subject(
+    cursor: Any,
+    tables: Catalog,
+    settings: Settings,
+    kind: str,
+    number: str,
+    told: Callable[[str], None] = lambda _: None,
+) -> Subject:
+    """Find everything that is held of a person.
+
+    Args:
+        cursor: Of a role that sees plain values, see `plain.py`.
+        settings: Where the landing zone is, and how far a gzip may unfold in it.
+        kind: One of `kinds`.
+        number: As it is written in the tables.
+        told: Is told what is looked at.
+
+    Raises:
+        UsageError: when no contract knows such persons, or that is no number of one.
+    """
+    if kind not in kinds(tables):
+        raise UsageError(
+            f"No contract says which columns number a {kind}",
+            f'Give the key of its table identifies="{kind}".',
+        )
+    search = _Search(cursor, tables, places(tables, kind), number.strip())
+    search.refuse_what_is_no_number(kind)
+    found = Subject(kind, search.number)
+    contacts = search.contacts()
+    for name in tables.specs:
+        told(name)
+        held = search.held(name, contacts)
+        if held.rows:
+            found.tables.append(held)
+    told("the quarantine")
+    found.quarantined.extend(search.quarantined(contacts))
+    told("earlier versions")
+    if search.may_look_back():
+        found.earlier_versions.extend(search.earlier())
+    else:
+        found.unsearched.append("earlier versions of months, which this database role may not read")
+    found.files.extend(search.files())
+    seen = {lines.file for lines in found.files}
+    needles = _needles(contacts)
+    most_bytes = settings.max_unpacked_mb * 1024**2
+    for file, path in landed_paths(settings.landing) if needles else ():
+        if file not in seen:
+            told(file)
+            is_there = _mentions(path, needles, most_bytes)
+            if is_there is None:
+                found.unsearched.append(file)
+            elif is_there:
+                found.other_files.append(file)
+    return found
+
+
+class _Search:
+    """Rows of one person, table by table; remembers the lines of files they came from."""
+
+    def __init__(
+        self, cursor: Any, tables: Catalog, held_in: Mapping[str, tuple[str, ...]], number: str
+    ) -> None:
+        self.number = number
+        self._cursor = cursor
+        self._tables = tables
+        self._places = held_in
+        self._lines: set[tuple[int, int]] = set()
+        self._names: dict[int, str] = {}
+
+    def refuse_what_is_no_number(self, kind: str) -> None:
+        """Raise `UsageError` where the number cannot be of the columns' type."""
+        for table, names in self._places.items():
+            spec = self._tables.specs[table]
+            for type_ in {spec.column(name).type for name in names if spec.layer != "bronze"}:
+                self._cursor.execute("select pg_input_is_valid(%s, %s)", (self.number, type_))
+                if self._cursor.fetchone() == (False,):
+                    raise UsageError(
+                        f"'{self.number}' is no number of a {kind}",
+                        f"Write it as {table}.{names[0]} has it ({type_}).",
+                    )
+
+    def contacts(self) -> dict[str, set[str]]:
+        """Kind of contact -> what the typed tables have of it in the person's rows."""
+        found: dict[str, set[str]] = {kind: set() for kind in _CONTACTS}
+        for table, names in self._places.items():
+            spec = self._tables.specs[table]
+            for column in spec.columns if spec.layer != "bronze" else ():
+                if column.pii in found:
+                    self._cursor.execute(
+                        sql.SQL("select distinct {c}::text from {t} where {w} and {c} is not null")
+                        .format(
+                            c=sql.Identifier(column.name),
+                            t=reading_name(spec),
+                            w=self._by_number(spec, names),
+                        )
+                    )
+                    found[column.pii] |= {value for (value,) in self._cursor.fetchall()}
+        return found
+
+    def held(self, table: str, contacts: Mapping[str, Collection[str]]) -> Held:
+        """The person's rows in a table."""
+        spec = self._tables.specs[table]
+        found_by, condition = self._condition(spec, contacts)
+        rows = self._rows(spec, condition) if found_by else []
+        return Held(
+            table,
+            spec.purpose or "",
+            spec.owner,
+            self._recipients(spec) if rows else [],
+            found_by,
+            {c.name: c.meaning for c in spec.columns},
+            rows,
+        )
+
+    def _condition(
+        self, spec: TableSpec, contacts: Mapping[str, Collection[str]]
+    ) -> tuple[list[str], sql.Composable]:
+        names = list(self._places.get(spec.full_name, ()))
+        if names:
+            return names, self._by_number(spec, names)
+        if spec.layer == "bronze":
+            return [], sql.SQL("false")
+        written = [c for c in spec.columns if c.pii in _CONTACTS and contacts[c.pii]]
+        parts = [
+            sql.SQL("{}::text = any({})").format(
+                sql.Identifier(c.name), sql.Literal(sorted(contacts[c.pii or ""]))
+            )
+            for c in written
+        ]
+        return [c.name for c in written], sql.SQL(" or ").join(parts)
+
+    def _by_number(self, spec: TableSpec, names: Sequence[str]) -> sql.Composable:
+        number = sql.Literal(self.number)
+        parts: list[sql.Composable] = []
+        for name in names:
+            column = sql.Identifier(name)
+            value: sql.Composable = column
+            type_ = spec.column(name).type
+            if spec.layer == "bronze":
+                type_ = self._tables.specs[f"silver.{spec.name}"].column(name).type
+                value = sql.SQL("btrim({}, {})").format(column, sql.Literal(_BLANKS))
+                if type_ == "bigint":
+                    value = sql.SQL(_AS_WHOLE).format(t=value)
+            parts.append(sql.SQL("{} = {}::{}").format(value, number, sql.SQL(type_)))
+        return sql.SQL("({})").format(sql.SQL(" or ").join(parts))
+
+    def _rows(self, spec: TableSpec, condition: sql.Composable) -> list[dict[str, str | None]]:
+        names = [c.name for c in spec.columns]
+        texts = [sql.SQL("{}::text").format(sql.Identifier(name)) for name in names]
+        self._cursor.execute(
+            sql.SQL("select {} from {} where {} order by {}").format(
+                sql.SQL(", ").join(texts),
+                reading_name(spec),
+                condition,
+                identifiers([spec.month_column, *spec.key]),
+            )
+        )
+        rows = [dict(zip(names, values, strict=True)) for values in self._cursor.fetchall()]
+        if spec.has_provenance:
+            for row in rows:
+                delivery, line = int(row.pop("_delivery_id") or 0), int(row.pop("_line") or 0)
+                row |= {"_file": self._file(delivery), "_line": str(line)}
+                self._lines.add((delivery, line))
+        return rows
+
+    def _file(self, delivery: int) -> str:
+        if not self._names:
+            self._cursor.execute("select delivery_id, file from meta.deliveries")
+            self._names = dict(self._cursor.fetchall())
+        return self._names.get(delivery, "")
+
+    def _recipients(self, spec: TableSpec) -> list[str]:
+        self._cursor.execute(
+            "with recursive reader as (select oid, rolname::text from pg_roles "
+            "where rolname = any(%s) union select m.oid, m.rolname::text from reader "
+            "join pg_auth_members as a on a.roleid = reader.oid join pg_roles as m "
+            "on m.oid = a.member) select rolname from reader order by rolname",
+            ([f"{PREFIX}{reader}" for reader in spec.readers],),
+        )
+        return [name for (name,) in self._cursor.fetchall()]
+
+    def quarantined(self, contacts: Mapping[str, Collection[str]]) -> Iterator[Rejected]:
+        """Rows that broke a contract: on the person's lines, or with a contact of theirs in them."""
+        digits = [number for number in map(_last_digits, contacts["phone"]) if number]
+        self._cursor.execute(
+            "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
+            "from jsonb_array_elements(%s::jsonb) as listed(l)) "
+            "select q.table_name, d.file, q.line, q.rule, q.raw from meta.quarantine as q "
+            "left join meta.deliveries as d using (delivery_id) "
+            "where exists (select from line as l where l.delivery_id = q.delivery_id "
+            "and l.line = q.line) "
+            "or exists (select from unnest(%s::text[]) as e where strpos(lower(q.raw), e) > 0) "
+            "or exists (select from unnest(%s::text[]) as p where "
+            "strpos(regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g'), p) > 0) "
+            "order by q.table_name, q.delivery_id, q.line",
+            (json.dumps(sorted(self._lines)), [e.lower() for e in contacts["email"]], digits),
+        )
+        return (Rejected(*row) for row in self._cursor.fetchall())
+
+    def may_look_back(self) -> bool:
+        """Whether the connected role may read earlier versions: only the warehouse's owner may."""
+        self._cursor.execute("select has_schema_privilege(%s, 'usage')", (LEAVES,))
+        return bool(self._cursor.fetchone()[0])
+
+    def earlier(self) -> Iterator[Earlier]:
+        """Versions that have been replaced, and are kept with rows of the person in them."""
+        self._cursor.execute(
+            "select table_name, to_char(month, 'YYYY-MM'), version, leaf from meta.versions "
+            "where not is_current and table_name = any(%s) order by table_name, month, version",
+            (list(self._places),),
+        )
+        kept = self._cursor.fetchall()
+        columns = columns_of(self._cursor, [leaf for *_, leaf in kept])
+        # A rollback lets two versions share their rows.
+        counted: dict[str, int] = {}
+        for table, month, version, leaf in kept:
+            names = [name for name in self._places[table] if name in columns[leaf]]
+            if leaf not in counted:
+                counted[leaf] = self._count(self._tables.specs[table], names, leaf)
+            if counted[leaf]:
+                yield Earlier(table, month, version, counted[leaf])
+
+    def _count(self, spec: TableSpec, names: Sequence[str], leaf: str) -> int:
+        if not names:
+            return 0
+        self._cursor.execute(
+            sql.SQL("select count(*) from {} where {}").format(
+                sql.Identifier(LEAVES, leaf), self._by_number(spec, names)
+            )
+        )
+        return int(self._cursor.fetchone()[0])
+
+    def files(self) -> list[FileLines]:
+        """The landed lines that the rows found so far came from."""
+        lines: dict[str, set[int]] = {}
+        for delivery, line in self._lines:
+            lines.setdefault(self._file(delivery), set()).add(line)
+        return [FileLines(file, sorted(found)) for file, found in sorted(lines.items())]
+
+
+# --- files that are in no table -----------------------------------------------------------------
+
+
+def _last_digits(phone: str) -> str:
+    digits = "".join(filter(str.isdigit, phone))
+    return digits[-_PHONE_DIGITS:] if len(digits) >= _PHONE_DIGITS else ""
+
+
+def _needles(contacts: Mapping[str, Iterable[str]]) -> list[bytes]:
+    """E-mail addresses and phone numbers as a file may have them, in lower case."""
+    texts = {email.lower() for email in contacts["email"]}
+    for phone in contacts["phone"]:
+        texts |= {phone, phone.lstrip("+"), _last_digits(phone)} - {""}
+    return [text.encode(encoding) for text in texts for encoding in _ENCODINGS]
+
+
+def _mentions(path: Path, needles: Sequence[bytes], most_bytes: int) -> bool | None:
+    """Whether a file, packed or not, has one of the texts; None if it cannot be read to its end."""
+    longest = max(map(len, needles))
+    before = b""
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                text = before + chunk.lower()
+                if any(needle in text for needle in needles):
+                    return True
+                before = text[-longest:]
+                if path.name.endswith(".gz") and file.tell() > most_bytes:
+                    return None
+    except FileNotFoundError:
+        return False
+    except (OSError, EOFError, zlib.error):
+        return None
+    return False
