@@ -70,7 +70,10 @@ class TableStatus:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One delivery; `rows_read` = `rows_loaded` + `rows_rejected` + `rows_superseded`."""
+    """One delivery; `rows_read` = `rows_loaded` + `rows_rejected` + `rows_superseded`.
+
+    `rows_erased` records of erased persons were taken out of the file, or made anonymous in it.
+    """
 
     file: str
     source: str
@@ -87,6 +90,7 @@ class LedgerEntry:
     missing_columns: list[str]
     drift: list[str]
     registered_at: datetime
+    rows_erased: int
 
 
 @dataclass(frozen=True)
@@ -245,8 +249,10 @@ def ledger(connection: Any) -> list[LedgerEntry]:
         """
         select file, source, sha256, status, rows_read, rows_loaded, rows_rejected,
             rows_superseded, months, delivery_id, reason, extra_columns, missing_columns,
-            drift, registered_at
-        from meta.ledger
+            drift, registered_at,
+            -- A warehouse of an earlier release has none.
+            coalesce((to_jsonb(l) ->> 'rows_erased')::bigint, 0)
+        from meta.ledger as l
         order by delivery_id
         """,
     )

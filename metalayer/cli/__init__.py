@@ -8,6 +8,7 @@
     audit.py      audit
     migrate.py    migrate
     roles.py      roles
+    erase.py      erase, hold
     scan.py       scan
     subject.py    subject
     up.py         up
@@ -44,6 +45,7 @@ from metalayer.cli import (
     build,
     catalog,
     demo,
+    erase,
     migrate,
     roles,
     scan,
@@ -99,6 +101,20 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         subject.subject,
         "Everything that is held of one customer, in a file to hand over.",
         ['subject --customer 7 --out person.zip --why "request of 2025-07-01"'],
+    ),
+    (
+        erase.erase,
+        "Take one customer out of everything, with a certificate.",
+        [
+            "erase --customer 7 --dry-run",
+            'erase --customer 7 --out certificate.json --why "request of 2025-07-01"',
+            "erase --verify certificate.json",
+        ],
+    ),
+    (
+        erase.hold,
+        "Keep one customer from being erased.",
+        ['hold --customer 7 --why "lawsuit 12/2025"', "hold --customer 7 --release"],
     ),
     (
         ask.status,

@@ -74,8 +74,8 @@ def _planned(settings: Settings) -> RolesPlan:
 def _applied(settings: Settings) -> RolesPlan:
     from metalayer.catalog import catalog
     from metalayer.governance.roles import apply_roles
-    from metalayer.warehouse.migrate import prepare
     from metalayer.warehouse.acts import seal
+    from metalayer.warehouse.migrate import prepare
     from metalayer.warehouse.pool import transaction, warehouse_pool
 
     specs = list(catalog().specs.values())

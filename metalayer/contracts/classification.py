@@ -17,6 +17,9 @@ Pii = Literal["name", "email", "phone", "address", "birth_date", "national_id", 
 #: From what anybody may see to what few may.
 Sensitivity = Literal["public", "internal", "confidential", "restricted"]
 
+#: The number of everybody who was erased; no source gives one below zero.
+ANONYMOUS = "-1"
+
 _KINDS: tuple[str, ...] = get_args(Pii)
 _PERSON = re.compile(r"[a-z][a-z0-9_]*")
 _LEVELS: tuple[Sensitivity, ...] = get_args(Sensitivity)

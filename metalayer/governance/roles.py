@@ -28,7 +28,7 @@ PREFIX = "metalayer_"
 PIPELINE, STEWARD = f"{PREFIX}pipeline", f"{PREFIX}steward"
 ROLES = (*(f"{PREFIX}{reader}" for reader in READERS), PIPELINE)
 _META = "meta"
-_APPLY_LOCK = 0x4D4C0002
+_APPLY_LOCK = 0x4D4C0012
 #: What each reader sees of MetaLayer's own tables; the quarantine holds plain values.
 _META_READABLE: Mapping[str, Sequence[str]] = {
     "engineer": ("tables", "versions"),

@@ -1,8 +1,9 @@
 """Everything that is held of one person: in which tables, from which lines of which files.
 
-A person is known by a number. Contracts say which columns hold it (`identifies=`); the others follow
-from what references them, and from column lineage. Where a table has no such column, the person's
-e-mail addresses and phone numbers are looked for. Files that are in no table are searched as bytes.
+A person is known by a number. Contracts say which columns hold it (`identifies=`); the others
+follow from what references them, and from column lineage. Where a table has no such column, the
+person's e-mail addresses and phone numbers are looked for. Files that are in no table are searched
+as bytes.
 
 Nothing is changed. Does not belong here: writing it down for the person (`handover.py`), or who may
 ask (`plain.py`).
@@ -39,11 +40,12 @@ _PHONE_DIGITS = 9
 # call: those of `meta` are the pipeline's.
 _AS_WHOLE = (
     "(case when pg_input_is_valid({t}, 'numeric') then {t}::numeric "
-    "when {t} ~ '^[+-]?[0-9]{{1,3}}(,[0-9]{{3}})+([.][0-9]*)?$' then replace({t}, ',', '')::numeric "
-    "end)"
+    "when {t} ~ '^[+-]?[0-9]{{1,3}}(,[0-9]{{3}})+([.][0-9]*)?$' "
+    "then replace({t}, ',', '')::numeric end)"
 )
 _BLANKS = " \t\r\n\u00a0"
 _CHUNK_BYTES = 1 << 22
+_MOST_SEARCHED_BYTES = 1 << 36
 #: How a file may have written what is looked for in it.
 _ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
 
@@ -82,7 +84,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Earlier:
-    """How many rows of the person an earlier version of a month holds, for as long as it is kept."""
+    """How many rows of the person an earlier version of a month holds, as long as it is kept."""
 
     table: str
     month: str
@@ -104,6 +106,7 @@ class Subject:
 
     Attributes:
         kind: Whom the number is of: "customer".
+        contacts: E-mail addresses and phone numbers by which the person was looked for.
         other_files: Landed files that are in no table and name an e-mail address or phone number of
             the person.
         unsearched: What could not be searched to its end: landed files, earlier versions.
@@ -111,6 +114,7 @@ class Subject:
 
     kind: str
     number: str
+    contacts: dict[str, list[str]] = field(default_factory=dict)
     tables: list[Held] = field(default_factory=list)
     quarantined: list[Rejected] = field(default_factory=list)
     earlier_versions: list[Earlier] = field(default_factory=list)
@@ -151,7 +155,11 @@ def places(tables: Catalog, kind: str) -> dict[str, tuple[str, ...]]:
     return {
         name: held
         for name in tables.specs
-        if (held := tuple(c.name for c in tables.specs[name].columns if Origin(name, c.name) in holding))
+        if (
+            held := tuple(
+                c.name for c in tables.specs[name].columns if Origin(name, c.name) in holding
+            )
+        )
     }
 
 
@@ -173,6 +181,7 @@ def subject(
     kind: str,
     number: str,
     told: Callable[[str], None] = lambda _: None,
+    known: Mapping[str, Collection[str]] | None = None,
 ) -> Subject:
     """Find everything that is held of a person.
 
@@ -182,6 +191,7 @@ def subject(
         kind: One of `kinds`.
         number: As it is written in the tables.
         told: Is told what is looked at.
+        known: Contacts of the person that the tables need not have any more.
 
     Raises:
         UsageError: when no contract knows such persons, or that is no number of one.
@@ -193,8 +203,11 @@ def subject(
         )
     search = _Search(cursor, tables, places(tables, kind), number.strip())
     search.refuse_what_is_no_number(kind)
-    found = Subject(kind, search.number)
-    contacts = search.contacts()
+    contacts = {
+        kind_: found | set((known or {}).get(kind_, ()))
+        for kind_, found in search.contacts().items()
+    }
+    found = Subject(kind, search.number, {k: sorted(values) for k, values in contacts.items()})
     for name in tables.specs:
         told(name)
         held = search.held(name, contacts)
@@ -255,8 +268,9 @@ class _Search:
             for column in spec.columns if spec.layer != "bronze" else ():
                 if column.pii in found:
                     self._cursor.execute(
-                        sql.SQL("select distinct {c}::text from {t} where {w} and {c} is not null")
-                        .format(
+                        sql.SQL(
+                            "select distinct {c}::text from {t} where {w} and {c} is not null"
+                        ).format(
                             c=sql.Identifier(column.name),
                             t=reading_name(spec),
                             w=self._by_number(spec, names),
@@ -348,7 +362,7 @@ class _Search:
         return [name for (name,) in self._cursor.fetchall()]
 
     def quarantined(self, contacts: Mapping[str, Collection[str]]) -> Iterator[Rejected]:
-        """Rows that broke a contract: on the person's lines, or with a contact of theirs in them."""
+        """Rows that broke a contract: on the person's lines, or with a contact of theirs."""
         digits = [number for number in map(_last_digits, contacts["phone"]) if number]
         self._cursor.execute(
             "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
@@ -412,6 +426,16 @@ class _Search:
 def _last_digits(phone: str) -> str:
     digits = "".join(filter(str.isdigit, phone))
     return digits[-_PHONE_DIGITS:] if len(digits) >= _PHONE_DIGITS else ""
+
+
+def mentions_of(subject: Subject, folder: Path) -> list[str]:
+    """Files below a folder that name a contact of the person, packed ones unpacked."""
+    needles = _needles(subject.contacts)
+    return [
+        file
+        for file, path in landed_paths(folder)
+        if needles and _mentions(path, needles, _MOST_SEARCHED_BYTES)
+    ]
 
 
 def _needles(contacts: Mapping[str, Iterable[str]]) -> list[bytes]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from psycopg2.extras import execute_values
 
-from metalayer.errors import LandingError
+from metalayer.errors import LandingError, WarehouseError
 from metalayer.landing.copy import quoted
 from metalayer.landing.engine import open_memory
 from metalayer.landing.files import LandedFile
@@ -28,6 +28,26 @@ from metalayer.landing.repaired import file_rejects
 from metalayer.landing.settle import Settlement, settle
 from metalayer.landing.shape import REPAIRS_COLUMN, Terms, parsed_paths
 from metalayer.settings import Settings
+
+_LEDGER_LOCK = 0x4D4C0002
+
+
+class LedgerBusyError(WarehouseError):
+    """Somebody else is taking files in."""
+
+
+def lock(cursor: Any, *, waits: bool = True) -> None:
+    """Let nobody else change the ledger until the end of the transaction.
+
+    Raises:
+        LedgerBusyError: when somebody else has it, and this does not wait.
+    """
+    if waits:
+        cursor.execute("select pg_advisory_xact_lock(%s)", (_LEDGER_LOCK,))
+        return
+    cursor.execute("select pg_try_advisory_xact_lock(%s)", (_LEDGER_LOCK,))
+    if cursor.fetchone() == (False,):
+        raise LedgerBusyError("Another process is taking files in", "Look again once it is done")
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,7 @@ class Candidate:
     Attributes:
         delivery_id: Its place among the deliveries, should it get an entry.
         was_refused: Whether a version of the file has an entry that says so.
+        rows_erased: Records of erased persons that were taken out of it, or made anonymous in it.
     """
 
     landed: LandedFile
@@ -68,6 +89,7 @@ class Candidate:
     sha256: str = ""
     parsed: Parsed | None = None
     refusal: LandingError | None = None
+    rows_erased: int = 0
 
 
 class Entries:
@@ -124,6 +146,7 @@ class Entries:
             "extra_columns": list(delivery.extra_columns),
             "missing_columns": list(delivery.missing_columns),
             "drift": list(drift),
+            "rows_erased": candidate.rows_erased,
             "is_repair": parsed is not None and REPAIRS_COLUMN in parsed.extra_columns,
         }
         self.cursor.execute(

@@ -20,6 +20,8 @@ from metalayer.errors import LandingError, UsageError
 
 #: A file is picked up when it has not changed for this long.
 STILL_SECONDS = 1.0
+#: Where withdrawn files go, inside the landing zone.
+WITHDRAWN_FOLDER = ".withdrawn"
 _UNFINISHED = (".part", ".tmp")
 
 

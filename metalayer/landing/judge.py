@@ -67,6 +67,27 @@ class LandedColumn:
 
 
 @dataclass(frozen=True)
+class Erasing:
+    """By what records of erased persons are known in a source; see erased.py.
+
+    Attributes:
+        columns: that hold a person's number.
+        prefix: what stands before a number when it is hashed.
+        tokens: SHA-256 in hexadecimal of each erased person's number behind the prefix.
+        lines: further lines of the one file that is read, on which such records begin.
+        keeps_rows: whether a record stays, without what is personal in it.
+        personal: columns that are emptied in a record that stays.
+    """
+
+    columns: tuple[str, ...]
+    prefix: str
+    tokens: frozenset[str]
+    lines: frozenset[int] = frozenset()
+    keeps_rows: bool = False
+    personal: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SourceShape:
     """What the reader must know about a source; built from its contract.
 
@@ -77,6 +98,7 @@ class SourceShape:
         month_column: whose month is the row's month; None if that is the delivery's month.
         first_month, last_month: first days of the months that are taken, both included.
         unpacking: how far a gzip may unfold.
+        erasing: whose records make the reader stop; None: nobody's.
     """
 
     name: str
@@ -86,6 +108,7 @@ class SourceShape:
     first_month: date
     last_month: date
     unpacking: Unpacking = UNPACKING
+    erasing: Erasing | None = None
 
     def type_of(self, name: str) -> ColumnType:
         """The type of one of the columns."""

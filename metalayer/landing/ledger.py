@@ -6,6 +6,8 @@ nothing but `meta`: the bronze months it makes stale are built afterwards (`load
 
     discover --> read (all sources side by side) --> for each source: decide, record, settle
 
+A file that has records of erased persons is rewritten without them before it is recorded.
+
 A source that cannot be settled keeps its state, and the others go on.
 
 Does not belong here: reading CSV (`reader.py`), finding files (`files.py`), judging what was read
@@ -24,17 +26,19 @@ from typing import Any
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
-from metalayer.errors import LandingError, WarehouseError
+from metalayer.errors import LandingError
 from metalayer.landing import drift, verdict
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.copies import promote_copies, same_content, touched
-from metalayer.landing.entries import Candidate, Delivery, Entries
+from metalayer.landing.entries import Candidate, Delivery, Entries, LedgerBusyError, lock
+from metalayer.landing.erase import clear_restored, take_out
+from metalayer.landing.erased import load_register, watching
 from metalayer.landing.files import STILL_SECONDS, FileState, LandedFile, Skipped, discover
 from metalayer.landing.header import MissingColumns
 from metalayer.landing.litter import clear_litter
 from metalayer.landing.outdated import Outdated, outdated_deliveries, record_again
 from metalayer.landing.parsed import parse_landed
-from metalayer.landing.reader import FileInFlux, Parsed, fingerprint
+from metalayer.landing.reader import ErasedFound, FileInFlux, Parsed, fingerprint
 from metalayer.landing.shape import Terms, parsed_paths, terms_of, unpacking_of
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
@@ -49,7 +53,6 @@ __all__ = [
     "register_in",
 ]
 
-_REGISTER_LOCK = 0x4D4C0002
 Progress = Callable[[str], None]
 
 
@@ -88,6 +91,7 @@ def register(
         LedgerBusyError: when somebody else takes files in, and this does not wait.
     """
     clear_litter(settings)
+    clear_restored(pool, settings, sources, today or datetime.now(UTC).date())
     with transaction(pool) as connection, connection.cursor() as cursor:
         return register_in(
             cursor,
@@ -98,6 +102,7 @@ def register(
             progress=progress,
             only=only,
             waits=waits,
+            rewrites=True,
         )
 
 
@@ -111,13 +116,23 @@ def register_in(
     progress: Progress | None = None,
     only: Set[FileState] | None = None,
     waits: bool = True,
+    rewrites: bool = False,
 ) -> Registration:
-    """The same in the caller's transaction, who may also take it back: a plan does."""
+    """The same in the caller's transaction, who may also take it back: a plan does.
+
+    Args:
+        rewrites: Whether records of erased persons are taken out of the files that have them; such
+            files are left alone otherwise.
+    """
     lock(cursor, waits=waits)
     day = today or datetime.now(UTC).date()
     unpacking = unpacking_of(settings)
-    terms = {n: terms_of(s, settings.start_month, day, unpacking) for n, s in sources.items()}
-    desk = _Desk(cursor, settings, terms, progress or (lambda _line: None))
+    register = load_register(cursor, settings)
+    terms = {
+        name: watching(terms_of(s, settings.start_month, day, unpacking), sources, register)
+        for name, s in sources.items()
+    }
+    desk = _Desk(cursor, settings, terms, progress or (lambda _line: None), rewrites=rewrites)
     files, skipped = discover(
         settings.landing, [t.source for t in terms.values()], still_seconds=still_seconds
     )
@@ -136,34 +151,23 @@ def register_in(
     return desk.result
 
 
-class LedgerBusyError(WarehouseError):
-    """Somebody else is taking files in."""
-
-
-def lock(cursor: Any, *, waits: bool = True) -> None:
-    """Let nobody else change the ledger until the end of the transaction.
-
-    Raises:
-        LedgerBusyError: when somebody else has it, and this does not wait.
-    """
-    if waits:
-        cursor.execute("select pg_advisory_xact_lock(%s)", (_REGISTER_LOCK,))
-        return
-    cursor.execute("select pg_try_advisory_xact_lock(%s)", (_REGISTER_LOCK,))
-    if cursor.fetchone() == (False,):
-        raise LedgerBusyError("Another process is taking files in", "Look again once it is done")
-
-
 class _Desk:
     """One registration: the cursor of its transaction, and what it has found so far."""
 
     def __init__(
-        self, cursor: Any, settings: Settings, terms: Mapping[str, Terms], progress: Progress
+        self,
+        cursor: Any,
+        settings: Settings,
+        terms: Mapping[str, Terms],
+        progress: Progress,
+        *,
+        rewrites: bool,
     ) -> None:
         self.cursor = cursor
         self.settings = settings
         self.terms = terms
         self.progress = progress
+        self.rewrites = rewrites
         self.result = Registration()
 
     def candidates(self, files: Sequence[LandedFile]) -> list[Candidate]:
@@ -234,6 +238,15 @@ class _Desk:
             candidate.refusal = refusal
 
     def _parse(self, candidate: Candidate) -> Parsed:
+        try:
+            return self._parse_as_it_is(candidate)
+        except ErasedFound as found:
+            if not self.rewrites:
+                raise
+            take_out(candidate, found.spans, self.settings)
+        return self._parse_as_it_is(candidate)
+
+    def _parse_as_it_is(self, candidate: Candidate) -> Parsed:
         candidate.parsed = parse_landed(
             candidate.landed.path,
             candidate.terms.shape,
@@ -262,6 +275,9 @@ class _Desk:
                 candidate.refusal = refusal
         if isinstance(candidate.refusal, FileInFlux):
             skipped.append(Skipped(name, "it is still being written"))
+        elif isinstance(candidate.refusal, ErasedFound):
+            reason = "a build takes records of erased persons out of it first"
+            skipped.append(Skipped(name, reason))
         elif candidate.refusal is not None:
             reason = str(self._explained(candidate.refusal, candidate))
             entries.insert(candidate, "rejected", reason=reason)

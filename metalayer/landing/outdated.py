@@ -17,7 +17,7 @@ from metalayer.landing.entries import Entries
 from metalayer.landing.files import Skipped
 from metalayer.landing.judge import AFTER_THE_CURRENT_MONTH
 from metalayer.landing.parsed import parse_landed
-from metalayer.landing.reader import FileInFlux, Parsed
+from metalayer.landing.reader import ErasedFound, FileInFlux, Parsed
 from metalayer.landing.shape import Terms
 from metalayer.settings import Settings
 
@@ -78,7 +78,7 @@ def record_again(entries: Entries, outdated: Sequence[Outdated]) -> list[Skipped
     for o in outdated:
         if o.delivery_id not in live:
             continue  # a newer version of the file has come meanwhile
-        if isinstance(o.refusal, FileInFlux):
+        if isinstance(o.refusal, FileInFlux | ErasedFound):
             reason = f"it has to be read again, and it cannot be: {o.refusal}"
             skipped.append(Skipped(o.file, reason))
         elif o.refusal is not None:

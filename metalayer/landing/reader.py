@@ -32,6 +32,7 @@ from metalayer.landing.renames import first_values
 from metalayer.outages import is_full_disk
 
 __all__ = [
+    "ErasedFound",
     "FileInFlux",
     "Fingerprint",
     "LandedColumn",
@@ -89,6 +90,7 @@ def parse(
     Raises:
         LandingError: the file is refused as a whole; the message names it and the cause.
         FileInFlux: it changed or vanished while it was read; worth another try.
+        ErasedFound: it has records of whom `shape.erasing` names.
     """
     with _folder_beside(rows_out) as folder:
         lines_path = folder / "lines"
@@ -111,6 +113,8 @@ def parse(
             rows, rejects = folder / "rows", rejects_folder / "rejects"
             try:
                 records.read()
+                if spans := records.erased():
+                    raise ErasedFound(path.name, spans)
                 rows_read, rows_rejected, months = records.counts()
                 records.write(rows, rejects)
             except duckdb.OutOfMemoryException as error:
@@ -133,6 +137,20 @@ def parse(
         encoding=facts.encoding,
         delimiter=header.delimiter,
     )
+
+
+class ErasedFound(LandingError):  # noqa: N818 - no error of the file's
+    """A file has records of persons who were erased.
+
+    Attributes:
+        spans: First and last line of each of them.
+    """
+
+    def __init__(self, name: str, spans: list[tuple[int, int]]) -> None:
+        super().__init__(
+            f"{name} has records of persons who were erased", "The next build takes them out of it."
+        )
+        self.spans = spans
 
 
 @contextmanager

@@ -77,11 +77,13 @@ class Records:
         self._judge = Judge(header, shape, fallback_month, facts.has_quotes, facts.has_escapes)
         text_bytes = self._lines_path.stat().st_size
         self._row_bytes = text_bytes // (self._facts.line_count + 1) + 1
+        # First line -> last line of the records that have several.
+        self._last_lines: dict[int, int] = {}
         self._create = "create temp table"
         if text_bytes <= _SMALL_BYTES:
             self._database = _database_for_small_files().cursor()
         else:
-            self._database = _database(self._configuration(text_bytes))
+            self._database = open_with_grammar(self._configuration(text_bytes))
         if text_bytes > _SPILLED_BYTES:
             self._create = "create table"
             self._run(f"attach {literal(str(folder / 'records'))} as disk")
@@ -124,6 +126,23 @@ class Records:
             )
         if self._facts.has_quotes:
             self._settle_irregular_lines()
+
+    def erased(self) -> list[tuple[int, int]]:
+        """First and last line of every record of a person who was erased, in order."""
+        erasing = self._shape.erasing
+        if erasing is None:
+            return []
+        conditions = [
+            erased_number(self._shape, column.name, f"c{number}")
+            for number, column in enumerate(self._shape.columns, start=1)
+            if column.name in erasing.columns
+        ]
+        if erasing.lines:
+            conditions.append(f"_line in ({', '.join(map(str, sorted(erasing.lines)))})")
+        found = self._run(
+            f"select _line from record where {' or '.join(conditions)} order by _line"
+        ).fetchall()
+        return [(line, self._last_lines.get(line, line)) for (line,) in found]
 
     def counts(self) -> tuple[int, int, dict[date, int]]:
         """Records, those of them rejected, and the good ones per month."""
@@ -224,6 +243,8 @@ class Records:
         longest = 0
         with path.open("wb") as out:
             for record in repaired:
+                if record.last > record.first:
+                    self._last_lines[record.first] = record.last
                 fields = (str(record.first), str(record.last), record.rule or "", record.text)
                 line = _FIELD_END.join(fields).encode()
                 longest = max(longest, len(line))
@@ -243,7 +264,15 @@ class Records:
         self._run(f"insert into record {self._judge.select(source, after_line=0)}")
 
 
-def _database(configuration: Configuration) -> duckdb.DuckDBPyConnection:
+def erased_number(shape: SourceShape, name: str, text: str) -> str:
+    """The condition that a column's text is the number of an erased person; knows the grammar."""
+    assert shape.erasing is not None
+    tokens = ", ".join(map(literal, sorted(shape.erasing.tokens)))
+    number = KEY_TEXT[shape.type_of(name)].format(text)
+    return f"sha256({literal(shape.erasing.prefix)} || {number}) in ({tokens})"
+
+
+def open_with_grammar(configuration: Configuration) -> duckdb.DuckDBPyConnection:
     """A database of its own that knows the grammar."""
     database = open_memory(configuration)
     database.execute(files("metalayer.landing").joinpath("macros.sql").read_text(encoding="utf-8"))
@@ -257,7 +286,7 @@ def _database_for_small_files() -> duckdb.DuckDBPyConnection:
     """
     known: duckdb.DuckDBPyConnection | None = getattr(_of_thread, "database", None)
     if known is None:
-        known = _database(
+        known = open_with_grammar(
             {"memory_limit": f"{MEMORY_BYTES} bytes", "temp_directory": "", "threads": 1}
         )
         _of_thread.database = known

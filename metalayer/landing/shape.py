@@ -122,11 +122,16 @@ def shape_version(shape: SourceShape) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+def parse_name(sha256: str) -> str:
+    """How the names of the parses of one content begin, before the first hyphen."""
+    return sha256[:40]
+
+
 def parsed_paths(
     folder: Path, shape: SourceShape, sha256: str, fallback_month: date
 ) -> tuple[Path, Path]:
     """Where the parsed rows and the rejects of one content are kept."""
-    stem = f"{sha256[:40]}-{shape_version(shape)}-{fallback_month:%Y%m}"
+    stem = f"{parse_name(sha256)}-{shape_version(shape)}-{fallback_month:%Y%m}"
     source = folder / shape.name.replace("/", "_")
     rows = source / f"{stem}.parquet"
     return rows, rejects_path(rows)

@@ -100,7 +100,8 @@ def _example(
 ) -> str:
     """A record that cannot be used: `file:line column rule 'value'`."""
     spec = candidate.terms.spec
-    is_hidden = may_be_shifted(spec) or any(c.name == column and not is_open(c) for c in spec.landed)
+    hidden = [c.name for c in spec.landed if not is_open(c)]
+    is_hidden = may_be_shifted(spec) or column in hidden
     shown = "" if value is None else " ***" if is_hidden else f" {value[:_SHOWN_CHARACTERS]!r}"
     return f"{candidate.landed.name}:{line} {column or 'row'} {rule}{shown}"
 

@@ -20,16 +20,12 @@ from sqlalchemy import Engine
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError, UsageError
 from metalayer.landing.copies import promote_copies
-from metalayer.landing.entries import Delivery, Entries
-from metalayer.landing.files import LandedFile, discover, refuse_leaving
-from metalayer.landing.ledger import lock
+from metalayer.landing.entries import Delivery, Entries, lock
+from metalayer.landing.files import WITHDRAWN_FOLDER, LandedFile, discover, refuse_leaving
 from metalayer.landing.shape import terms_of, unpacking_of
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record
 from metalayer.warehouse.pool import transaction
-
-#: Where withdrawn files go, inside the landing zone.
-WITHDRAWN_FOLDER = ".withdrawn"
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any
 
 from psycopg2 import sql
 
+from metalayer.contracts.classification import ANONYMOUS
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.governance.masks import is_masked
 from metalayer.warehouse.ddl import identifiers, next_month, stored_name
@@ -144,16 +145,18 @@ def references_resolve(
 ) -> Finding:
     """Every value of `column` in `months` (None: all) stands in the column it references.
 
-    Where they do not, the months are named, and some of the values unless they are masked.
+    Where they do not, the months are named, and some of the values unless they are masked. The
+    number that stands for erased persons is in no table, and nothing is missing there.
     """
     assert column.references is not None
+    numbers_people = target.column(column.references.column).identifies is not None
     cursor.execute(
         sql.SQL(
             # Grouped first, which several processes can do; materialized, since counting what is
             # missing wants all of it sorted, if it were any.
             "with missing as materialized ("
             "select date_trunc('month', t.{month})::date as month, {column} as value, "
-            "count(*) as rows from {table} as t where {window} and {column} is not null "
+            "count(*) as rows from {table} as t where {window} and {column} is not null {but_for} "
             "and not exists (select from {target} as r where r.{referenced} = t.{column}) "
             "group by 1, 2) "
             "select month, coalesce(sum(rows), 0)::bigint, count(distinct value), "
@@ -161,6 +164,11 @@ def references_resolve(
             "(select distinct value from missing order by 1 limit {limit}) as first) "
             "from missing group by grouping sets ((), (1))"
         ).format(
+            but_for=sql.SQL("and {} <> {}::{}").format(
+                sql.Identifier(column.name), sql.Literal(ANONYMOUS), sql.SQL(column.type)
+            )
+            if numbers_people
+            else sql.SQL(""),
             limit=sql.Literal(0 if is_masked(spec, column) else _EXAMPLES),
             month=sql.Identifier(spec.month_column),
             column=sql.Identifier(column.name),

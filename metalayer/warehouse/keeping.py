@@ -8,6 +8,7 @@ Does not belong here: making versions (`publish.py`), or bringing them back (`ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -71,7 +72,25 @@ def prune_month(cursor: Any, table: str, month: date, keeping: Keeping) -> int:
         ).format(sql.SQL(_OUTDATED)),
         {"table": table, "month": month, "versions": keeping.versions, "days": keeping.days},
     )
-    gone = cursor.fetchall()
+    return _let_go(cursor, table, month, cursor.fetchall())
+
+
+def drop_versions(cursor: Any, table: str, month: date, versions: Sequence[int]) -> int:
+    """Drop these earlier versions of a month whatever is to be kept; the caller holds its lock.
+
+    Returns:
+        How many versions went.
+    """
+    cursor.execute(
+        "delete from meta.versions where table_name = %s and month = %s and version = any(%s) "
+        "and not is_current returning version, leaf",
+        (table, month, list(versions)),
+    )
+    return _let_go(cursor, table, month, cursor.fetchall())
+
+
+def _let_go(cursor: Any, table: str, month: date, gone: Sequence[tuple[int, str]]) -> int:
+    """Drop what belongs to versions that are named no longer."""
     if not gone:
         return 0
     cursor.execute(

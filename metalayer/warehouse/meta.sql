@@ -50,6 +50,23 @@ select sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uu
 where not exists (select from meta.secret);
 comment on table meta.secret is 'Key of the pseudonyms that stand for names; whoever reads it can look names up';
 
+create table if not exists meta.erased (
+    kind text not null,
+    token text not null,
+    erased_at timestamptz not null default now(),
+    primary key (kind, token)
+);
+comment on table meta.erased is 'Persons who were erased, as salted hashes of their numbers; the salt is kept in METALAYER_HOME';
+
+create table if not exists meta.holds (
+    kind text not null,
+    token text not null,
+    reason text not null,
+    held_since timestamptz not null default now(),
+    primary key (kind, token)
+);
+comment on table meta.holds is 'Persons who must not be erased, as salted hashes of their numbers, and why';
+
 -- Its subquery in a masking view runs once a statement, with the owner's rights, as `current_user` of the asking.
 create or replace view meta.reader as
 select
@@ -103,6 +120,7 @@ create table if not exists meta.deliveries (
     drift text[] not null default '{}',
     is_repair boolean not null default false,
     rows_repaired bigint not null default 0,
+    rows_erased bigint not null default 0,
     registered_at timestamptz not null default now()
 );
 -- A warehouse made by an earlier release gets here what has been added since.
@@ -110,6 +128,7 @@ alter table meta.deliveries
     add column if not exists drift text[] not null default '{}',
     add column if not exists is_repair boolean not null default false,
     add column if not exists rows_repaired bigint not null default 0,
+    add column if not exists rows_erased bigint not null default 0,
     drop constraint if exists deliveries_status_check,
     add constraint deliveries_status_check
         check (status in ('loaded', 'duplicate', 'superseded', 'rejected', 'withdrawn'));
@@ -120,6 +139,7 @@ comment on column meta.deliveries.related_delivery_id is 'The delivery this one 
 comment on column meta.deliveries.fallback_month is 'Month of rows that carry no date themselves';
 comment on column meta.deliveries.drift is 'What changed in the columns since the delivery before, in sentences';
 comment on column meta.deliveries.is_repair is 'Its rows mend quarantined rows of other deliveries, which they name, and count in their place';
+comment on column meta.deliveries.rows_erased is 'Records of erased persons that were taken out of the file, or made anonymous in it';
 comment on column meta.deliveries.rows_repaired is 'Records that could not be read and that a repair has replaced';
 comment on column meta.deliveries.shape is 'Fingerprint of the contract the file was parsed with';
 
@@ -281,7 +301,8 @@ select
     d.extra_columns,
     d.missing_columns,
     d.registered_at,
-    d.drift
+    d.drift,
+    d.rows_erased
 from meta.deliveries as d
 left join landed as l using (delivery_id)
 left join quarantined as q using (delivery_id);

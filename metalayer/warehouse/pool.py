@@ -68,7 +68,7 @@ def warehouse_pool(
     The audit log gets the settings' reason with what is done on them. See `warehouse_server`,
     `connect_pool`.
     """
-    with warehouse_server(settings, progress) as server:
+    with warehouse_server(settings, progress, for_dagster=False) as server:
         pool = connect_pool(server.warehouse_url, size, settings.why)
         try:
             yield pool

@@ -65,7 +65,7 @@ class WarehouseServer:
 
 @contextlib.contextmanager
 def warehouse_server(
-    settings: Settings, progress: Progress | None = None
+    settings: Settings, progress: Progress | None = None, *, for_dagster: bool = True
 ) -> Iterator[WarehouseServer]:
     """A running server with its databases, for as long as the `with` lasts.
 
@@ -73,13 +73,15 @@ def warehouse_server(
         settings: `database_url` names the user's own server; without it the embedded one is started
             in `settings.pgdata`, or joined where another command has started it.
         progress: told what is going on whenever something takes longer than two seconds.
+        for_dagster: whether Dagster's tables are wanted, which takes a right to make them a place
+            on a server of the user's own; `dagster_url` is empty there otherwise.
 
     Raises:
         WarehouseError: when the server cannot be started or reached, or is too old.
         ConfigurationError: when the home or the machine does not allow to run one.
     """
     if settings.database_url is not None:
-        yield _own_server(settings.database_url.get_secret_value())
+        yield _own_server(settings.database_url.get_secret_value(), for_dagster=for_dagster)
         return
     with _termination_is_an_exit(), _Sharing(settings, progress) as sharing:
         yield WarehouseServer(
@@ -241,7 +243,7 @@ def _create_database(connection: Any, name: str) -> bool:
         return True
 
 
-def _own_server(url: str) -> WarehouseServer:
+def _own_server(url: str, *, for_dagster: bool) -> WarehouseServer:
     """The user's own server: its URL names the warehouse; Dagster gets `<database>_dagster`.
 
     Where the user may not create databases, Dagster's tables go to the schema `dagster` of the
@@ -264,7 +266,9 @@ def _own_server(url: str) -> WarehouseServer:
                 f"The server at {shown} is PostgreSQL {version}",
                 f"MetaLayer needs PostgreSQL {OLDEST_VERSION} or later.",
             )
-        server = WarehouseServer(url, url)
+        server = WarehouseServer(url, "")
+        if not for_dagster:
+            return server
         name = f"{connection.info.dbname}_dagster"
         try:
             _create_database(connection, name)

@@ -120,7 +120,9 @@ def load_state(cursor: Any, tables: Collection[str] | None = None) -> State:
     if names is None or any(name.startswith("bronze.") for name in names):
         cursor.execute(
             "select d.source, m.month, jsonb_object_agg(d.delivery_id, concat_ws(':', d.shape, "
-            "m.rows, m.is_replaced, m.superseded_fingerprint)), sum(m.rows) "
+            "m.rows, m.is_replaced, m.superseded_fingerprint, "
+            # Erasing changes the content of a delivery, and what repairs say of where it is.
+            "case when d.rows_erased > 0 or d.is_repair then left(d.sha256, 16) end)), sum(m.rows) "
             "from meta.delivery_months as m join meta.deliveries as d using (delivery_id) "
             "where d.status = 'loaded' group by d.source, m.month"
         )

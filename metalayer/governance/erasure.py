@@ -1,0 +1,337 @@
+"""A person taken out of everything that is held, and the proof of it.
+
+    files and ledger --> tables --> earlier versions --> what PostgreSQL keeps --> search
+
+The first step is one transaction; each of the others looks for what is left to do. So an erasure
+that was killed is finished by asking for it again, or by the next build as far as tables go. Facts
+stay: they point at the Unknown member, and no total changes.
+
+Does not belong here: finding a person (`subjects.py`), the landed files (`landing/erase.py`), how a
+certificate is signed (`certificates.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+import dagster as dg
+import psycopg2
+import psycopg2.errors
+from psycopg2 import sql
+
+from metalayer.assets.headless import build
+from metalayer.assets.resources import Warehouse
+from metalayer.catalog import Catalog
+from metalayer.errors import BuildError, UsageError
+from metalayer.governance.subjects import Subject, mentions_of, places, subject
+from metalayer.landing.erase import clear, parses_of_no_delivery
+from metalayer.landing.erased import remember, token_of
+from metalayer.landing.ledger import register
+from metalayer.warehouse.acts import record
+from metalayer.warehouse.keeping import drop_versions
+from metalayer.warehouse.leaves import LEAVES
+from metalayer.warehouse.locks import lock_months, unlock_all
+from metalayer.warehouse.pool import transaction
+from metalayer.wording import counted
+
+Tell = Callable[[str], None]
+
+# What of MetaLayer's own may have held a value of a row, before or now.
+_REWRITTEN = (
+    *("meta.quarantine", "meta.past_quarantine", "meta.changed_keys", "meta.deliveries"),
+    *("meta.failed_months", "meta.failed_checks", "meta.versions"),
+    *("pg_catalog.pg_statistic", "pg_catalog.pg_class", "pg_catalog.pg_attribute"),
+)
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What an erasure did, or would do.
+
+    Attributes:
+        token: Salted hash that stands for the person.
+        files: Landed file -> records taken out of it or made anonymous.
+        rows: Table -> rows of the person before.
+        quarantined: Quarantined rows of the person before.
+        versions: Table -> earlier versions of months that were dropped for holding the person.
+        left: What still names the person: place, and what to do there. Empty when it is done.
+        searched: Places that were searched at the end.
+        completed_at: When that search ended.
+    """
+
+    kind: str
+    token: str
+    files: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    quarantined: int = 0
+    versions: dict[str, int] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    searched: list[str] = field(default_factory=list)
+    completed_at: datetime | None = None
+
+
+def hold(warehouse: Warehouse, kind: str, number: str, reason: str) -> None:
+    """Keep a person from being erased, for a reason that `erase` tells."""
+    token = token_of(warehouse.settings, kind, number)
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "insert into meta.holds (kind, token, reason) values (%s, %s, %s) "
+            "on conflict (kind, token) do update set reason = excluded.reason",
+            (kind, token, reason),
+        )
+        record(cursor, "hold", f"a {kind}", {"token": token})
+
+
+def release(warehouse: Warehouse, kind: str, number: str) -> bool:
+    """Let a person be erased again; False if nobody kept them from it."""
+    token = token_of(warehouse.settings, kind, number)
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("delete from meta.holds where kind = %s and token = %s", (kind, token))
+        was_held = bool(cursor.rowcount)
+        if was_held:
+            record(cursor, "release", f"a {kind}", {"token": token})
+    return was_held
+
+
+def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Tell) -> Subject:
+    """What is held of the person, for `erase`.
+
+    Raises:
+        UsageError: when the person is on hold, with the reason; when nothing is held of them, and
+            they were not erased before.
+    """
+    token = token_of(warehouse.settings, kind, number.strip())
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select reason, to_char(held_since, 'YYYY-MM-DD') from meta.holds "
+            "where kind = %s and token = %s",
+            (kind, token),
+        )
+        held = cursor.fetchone()
+        if held is not None:
+            raise UsageError(
+                f"This {kind} is on legal hold since {held[1]}: {held[0]}",
+                "`metalayer hold --release` lets go of it, once the reason is gone.",
+            )
+        found = subject(cursor, tables, warehouse.settings, kind, number, told)
+        cursor.execute(
+            "select exists (select from meta.erased where kind = %s and token = %s)", (kind, token)
+        )
+        if found.is_empty and cursor.fetchone() == (False,):
+            raise UsageError(
+                f"Nothing is held of {kind} {found.number}",
+                "Check the number; what has landed is looked through once it is built.",
+            )
+        return found
+
+
+def planned(warehouse: Warehouse, found: Subject) -> Erasure:
+    """What erasing the person would be about."""
+    versions: dict[str, int] = {}
+    for earlier in found.earlier_versions:
+        versions[earlier.table] = versions.get(earlier.table, 0) + 1
+    return Erasure(
+        found.kind,
+        token_of(warehouse.settings, found.kind, found.number),
+        {lines.file: len(lines.lines) for lines in found.files},
+        {held.table: len(held.rows) for held in found.tables},
+        len(found.quarantined),
+        versions,
+        [f"{file}: {_OTHER_FILE}" for file in found.other_files],
+    )
+
+
+_OTHER_FILE = "it is in no table, and names the person; remove it, or mend it and build"
+
+
+def erase(
+    warehouse: Warehouse,
+    instance: dg.DagsterInstance,
+    tables: Catalog,
+    found: Subject,
+    told: Tell = lambda _: None,
+    today: date | None = None,
+) -> Erasure:
+    """Erase a person.
+
+    Args:
+        found: What `look` found.
+        told: Is told what is being done.
+
+    Returns:
+        What was done, and what is left: nothing, unless files in no table name the person.
+
+    Raises:
+        LandingError: when a file is needed that is not as it was read; nothing has changed then.
+        BuildError: when tables could not be built anew; ask again once what is wrong is mended.
+    """
+    plan = planned(warehouse, found)
+    told("taking the person out of landed files")
+    files = _clear_files(warehouse, tables, found, today)
+    told("building the tables anew")
+    settings = warehouse.settings
+    # What was ready to take a file's place when an earlier attempt was killed did not get there.
+    register(warehouse.pool, settings, tables.sources, today=today, still_seconds=0.0)
+    outcome = build(warehouse, instance)
+    if not outcome.succeeded:
+        said = [*outcome.errors, *outcome.failed_checks]
+        said += [f"{r.table} {r.month:%Y-%m}: {r.problem}" for r in outcome.months if r.problem]
+        raise BuildError(
+            "The person is out of the landed files, but not all tables could be built anew: "
+            f"{'; '.join(dict.fromkeys(said))}",
+            "Mend it, and erase again: what is done is not done twice.",
+        )
+    told("dropping earlier versions")
+    versions = _drop_versions(warehouse, tables, found)
+    told("rewriting what PostgreSQL keeps")
+    left = _scrub(warehouse, found)
+    told("searching")
+    left += _search(warehouse, tables, found, told)
+    searched = ["every table", "quarantine", "versions", "landing zone"]
+    if settings.database_url is None:
+        searched.append("data folder of PostgreSQL, with its log of changes")
+    searched.append("METALAYER_HOME")
+    return Erasure(
+        plan.kind, plan.token, files, plan.rows, plan.quarantined, versions, left, searched,
+        datetime.now(UTC),
+    )  # fmt: skip
+
+
+def _clear_files(
+    warehouse: Warehouse, tables: Catalog, found: Subject, today: date | None
+) -> dict[str, int]:
+    settings = warehouse.settings
+    lines: dict[str, list[int]] = {}
+    for rejected in found.quarantined:
+        if rejected.file is not None and rejected.line is not None:
+            lines.setdefault(rejected.file, []).append(rejected.line)
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        erased = remember(cursor, settings, found.kind, found.number)
+        cleared = clear(
+            cursor, settings, tables.sources, erased, today or datetime.now(UTC).date(), lines
+        )
+        cleared.forget_parse(*parses_of_no_delivery(cursor, settings))
+        details = {"files": len(cleared.files), "records": sum(cleared.files.values())}
+        record(cursor, "erase", f"a {found.kind}", details)
+        try:
+            connection.commit()
+        except BaseException:
+            cleared.abandon()
+            raise
+        cleared.finish()
+    return cleared.files
+
+
+def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dict[str, int]:
+    """Drop every earlier version that holds the person, those too that this erasure replaced."""
+    held_in = places(tables, found.kind)
+    dropped: dict[str, int] = {}
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        again = subject(
+            cursor, tables, warehouse.settings, found.kind, found.number, known=found.contacts
+        )
+        months: dict[tuple[str, date], list[int]] = {}
+        for earlier in again.earlier_versions:
+            month = date.fromisoformat(f"{earlier.month}-01")
+            months.setdefault((earlier.table, month), []).append(earlier.version)
+        for (table, month), versions in months.items():
+            lock_months(cursor, table, [month])
+            dropped[table] = dropped.get(table, 0) + drop_versions(cursor, table, month, versions)
+            connection.commit()
+            unlock_all(cursor)
+        cursor.execute(
+            "delete from meta.changed_keys where table_name = any(%s) and %s = any(keys)",
+            (list(held_in), found.number),
+        )
+        # Of rows that no version has any more, and of such that no line of a file has.
+        for table in ("quarantine", "past_quarantine"):
+            cursor.execute(
+                sql.SQL(
+                    "delete from {} as q where exists (select from unnest(%s::text[]) as e "
+                    "where strpos(lower(q.raw), e) > 0 or strpos(lower(q.value), e) > 0)"
+                ).format(sql.Identifier("meta", table)),
+                ([email.lower() for email in found.contacts.get("email", [])],),
+            )
+    return dropped
+
+
+def _scrub(warehouse: Warehouse, found: Subject) -> list[str]:
+    """Have PostgreSQL let go of what it keeps of rows that are gone."""
+    left: list[str] = []
+    with transaction(warehouse.pool) as connection:
+        connection.rollback()
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "select n.nspname, c.relname from pg_class as c join pg_namespace as n "
+                    "on n.oid = c.relnamespace where c.relkind = 'p' "
+                    "and n.nspname = any(array['bronze', 'silver', 'gold'])"
+                )
+                for schema, name in cursor.fetchall():
+                    cursor.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, name)))
+                for table in _REWRITTEN:
+                    with contextlib.suppress(psycopg2.errors.InsufficientPrivilege):
+                        cursor.execute(f"vacuum (full, analyze) {table}")
+                # What went to the quarantine had been staged before, and lies there dead.
+                cursor.execute(
+                    "select distinct v.leaf from meta.versions as v join meta.tables as t "
+                    "using (table_name) where v.rows_quarantined > 0 and t.has_personal"
+                )
+                for (leaf,) in cursor.fetchall():
+                    with contextlib.suppress(psycopg2.errors.UndefinedTable):
+                        cursor.execute(
+                            sql.SQL("vacuum (full, analyze) {}").format(
+                                sql.Identifier(LEAVES, leaf)
+                            )
+                        )
+                left += _forget_changes(cursor)
+        finally:
+            connection.autocommit = False
+    return left
+
+
+def _forget_changes(cursor: Any) -> list[str]:
+    """Have the log of changes written anew, without the segments that are kept for reuse."""
+    try:
+        for statement in (
+            *("alter system set wal_recycle = off", "alter system set min_wal_size = '32MB'"),
+            *("select pg_reload_conf()", "select pg_sleep(0.2)"),
+            *("select pg_switch_wal()", "checkpoint", "select pg_switch_wal()", "checkpoint"),
+            *("alter system reset wal_recycle", "alter system reset min_wal_size"),
+            "select pg_reload_conf()",
+        ):
+            cursor.execute(statement)
+    except psycopg2.errors.InsufficientPrivilege:
+        return [
+            "PostgreSQL's log of changes (WAL): this role may not have it written anew; it is, in "
+            "time, by the server's own checkpoints. Archives and backups of it are yours to keep "
+            "as long as you must, and no longer"
+        ]
+    return []
+
+
+def _search(warehouse: Warehouse, tables: Catalog, found: Subject, told: Tell) -> list[str]:
+    settings = warehouse.settings
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        again = subject(
+            cursor, tables, settings, found.kind, found.number, told, known=found.contacts
+        )
+    left = [f"{held.table}: {counted(len(held.rows), 'row')}" for held in again.tables]
+    left += [f"quarantine of {row.table}: erase again" for row in again.quarantined]
+    left += [
+        f"{e.table} {e.month} version {e.version}: erase again" for e in again.earlier_versions
+    ]
+    left += [f"{file}: {_OTHER_FILE}" for file in again.other_files]
+    left += [f"{file}: it cannot be searched to its end" for file in again.unsearched]
+    # What is in the landing zone has been told.
+    left += [
+        f"METALAYER_HOME/{file}: it names the person"
+        for file in mentions_of(again, settings.home)
+        if not (settings.home / file).is_relative_to(settings.landing)
+    ]
+    return left

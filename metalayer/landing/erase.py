@@ -1,0 +1,354 @@
+"""Erased persons taken out of landed files, and what was delivered of them recorded again.
+
+A delivery keeps its place: the file is rewritten with the same lines (`redact.py`), and its entry
+gets the new content. New files are written aside first, and take their places once the ledger has
+been committed; one that did not get there, because somebody was killed, gets there with the next
+registration.
+
+Does not belong here: who was erased (`erased.py`), tables and versions (`governance/erasure.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from metalayer.contracts.contract import TableSpec
+from metalayer.errors import LandingError
+from metalayer.landing.entries import Candidate, Entries, lock
+from metalayer.landing.erased import Register, load_register, watching
+from metalayer.landing.files import WITHDRAWN_FOLDER, landed_paths, match_source
+from metalayer.landing.judge import literal
+from metalayer.landing.parsed import parse_landed
+from metalayer.landing.reader import ErasedFound, FileInFlux, fingerprint
+from metalayer.landing.records import erased_number, open_with_grammar
+from metalayer.landing.redact import redacted
+from metalayer.landing.repaired import CONTENT_CHARACTERS
+from metalayer.landing.shape import Terms, parse_name, parsed_paths, terms_of, unpacking_of
+from metalayer.settings import Settings
+from metalayer.warehouse.pool import transaction
+
+_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+
+
+@dataclass
+class Cleared:
+    """Files that are ready to be replaced.
+
+    Attributes:
+        files: File -> how many records were taken out of it, or made anonymous.
+    """
+
+    files: dict[str, int] = field(default_factory=dict)
+    _asides: dict[Path, Path] = field(default_factory=dict)
+    _parses: list[Path] = field(default_factory=list)
+
+    def now_at(self, path: Path) -> Path:
+        """Where the newest content of a file is."""
+        return self._asides.get(path, path)
+
+    def add(self, path: Path, aside: Path) -> None:
+        """Have a file take the place of another, or of what was to take it."""
+        earlier = self._asides.get(path)
+        self._asides[path] = aside
+        if earlier is not None:
+            earlier.unlink(missing_ok=True)
+
+    def forget_parse(self, *paths: Path) -> None:
+        """Have the parse of an earlier content removed."""
+        self._parses += paths
+
+    def finish(self) -> None:
+        """Put the new files in their places; the ledger has been committed."""
+        for path, aside in self._asides.items():
+            # A registration that began meanwhile may have done it.
+            with contextlib.suppress(FileNotFoundError):
+                aside.replace(path)
+        for parse in self._parses:
+            parse.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Leave everything as it was."""
+        for aside in self._asides.values():
+            aside.unlink(missing_ok=True)
+
+
+def _finish_interrupted(cursor: Any, settings: Settings) -> None:
+    """Put new files in their places that somebody was killed before doing so with."""
+    for aside in settings.landing.glob("*/.*.part"):
+        named = _ASIDE.fullmatch(aside.name)
+        if named is None:
+            continue
+        path = aside.with_name(named[1])
+        cursor.execute(
+            "select sha256 from meta.deliveries where file = %s "
+            "and status in ('loaded', 'duplicate') and (rows_erased > 0 or is_repair)",
+            (path.relative_to(settings.landing).as_posix(),),
+        )
+        entered = {sha256 for (sha256,) in cursor.fetchall()}
+        # What somebody is copying into the landing zone is in no ledger.
+        with contextlib.suppress(LandingError, FileNotFoundError):
+            if entered and fingerprint(aside).sha256 in entered:
+                aside.replace(path)
+
+
+def take_out(candidate: Candidate, spans: list[tuple[int, int]], settings: Settings) -> None:
+    """Rewrite a file that is to be taken in, without these records.
+
+    Raises:
+        FileInFlux: when it has changed since it was found.
+    """
+    landed = candidate.landed
+    aside = redacted(landed.path, candidate.terms.shape, spans, _work(settings, candidate.terms))
+    try:
+        content, info = fingerprint(aside), aside.stat()
+        now = landed.path.stat()
+        if (now.st_size, now.st_mtime_ns) != (landed.size, landed.mtime_ns):
+            raise FileInFlux(f"{landed.path.name} changed while it was read", "Build again")
+        aside.replace(landed.path)
+    finally:
+        aside.unlink(missing_ok=True)
+    candidate.landed = replace(landed, size=info.st_size, mtime_ns=info.st_mtime_ns)
+    candidate.sha256 = content.sha256
+    candidate.rows_erased += len(spans)
+
+
+def clear_restored(
+    pool: Engine, settings: Settings, sources: Mapping[str, TableSpec], today: date
+) -> None:
+    """Take those out again whom an earlier state of the warehouse, restored, has brought back."""
+    with transaction(pool) as connection, connection.cursor() as cursor:
+        register = load_register(cursor, settings)
+        if register is None:
+            return
+        _finish_interrupted(cursor, settings)
+        if not register.news:
+            return
+        cleared = clear(cursor, settings, sources, register, today)
+        connection.commit()
+        cleared.finish()
+
+
+def clear(
+    cursor: Any,
+    settings: Settings,
+    sources: Mapping[str, TableSpec],
+    register: Register,
+    today: date,
+    lines: Mapping[str, Collection[int]] | None = None,
+) -> Cleared:
+    """Take erased persons out of every landed file, in the caller's transaction.
+
+    Args:
+        sources: Source name -> the silver table it feeds.
+        lines: File -> further lines on which records of theirs begin: such that cannot be read.
+
+    Returns:
+        The new files, for the caller to `finish` once committed, or to `abandon`.
+
+    Raises:
+        LandingError: when a file is needed that is not there any more as it was read.
+    """
+    lock(cursor)
+    _finish_interrupted(cursor, settings)
+    cleared = Cleared()
+    try:
+        for name, spec in sources.items():
+            plain = terms_of(spec, settings.start_month, today, unpacking_of(settings))
+            terms = watching(plain, sources, register)
+            if terms.shape.erasing is not None:
+                source = _Source(cursor, settings, terms, cleared, lines or {})
+                source.clear()
+                _clear_others(settings, terms, name, sources, cleared)
+    except BaseException:
+        cleared.abandon()
+        raise
+    return cleared
+
+
+@dataclass(frozen=True)
+class _Live:
+    delivery: int
+    file: str
+    sha256: str
+    month: date
+    is_loaded: bool
+    is_repair: bool
+
+
+class _Source:
+    """The live deliveries of one source."""
+
+    def __init__(
+        self,
+        cursor: Any,
+        settings: Settings,
+        terms: Terms,
+        cleared: Cleared,
+        lines: Mapping[str, Collection[int]],
+    ) -> None:
+        self._entries = Entries(cursor, settings, terms)
+        self._settings = settings
+        self._terms = terms
+        self._cleared = cleared
+        self._lines = lines
+        # Beginning of a content's fingerprint -> of the one that took its place.
+        self._renamed: dict[str, str] = {}
+
+    def clear(self) -> None:
+        """Rewrite the files, and record them again."""
+        live = list(self._live())
+        for each in live:
+            if self._may_concern(each):
+                self._clear(each)
+        for each in live:
+            if each.is_repair and self._renamed:
+                self._point_anew(each)
+        self._entries.settle()
+
+    def _live(self) -> Iterator[_Live]:
+        cursor = self._entries.cursor
+        cursor.execute(
+            "select delivery_id, file, sha256, fallback_month, status = 'loaded', is_repair "
+            "from meta.deliveries where source = %s and status in ('loaded', 'duplicate') "
+            "order by delivery_id",
+            (self._terms.source.name,),
+        )
+        return (_Live(*row) for row in cursor.fetchall())
+
+    def _may_concern(self, each: _Live) -> bool:
+        """Whether the parse has an erased person, or cannot say so."""
+        if self._lines.get(each.file):
+            return True
+        paths = parsed_paths(self._settings.parsed_dir, self._terms.shape, each.sha256, each.month)
+        if not all(path.exists() for path in paths):
+            return True
+        rows, rejects = (f"read_parquet({literal(str(path))})" for path in paths)
+        erasing = self._terms.shape.erasing
+        assert erasing is not None
+        conditions = " or ".join(
+            erased_number(self._terms.shape, name, f'"{name}"') for name in erasing.columns
+        )
+        database = open_with_grammar({})
+        try:
+            # A record that could not be read may have the number all the same.
+            ((found,),) = database.execute(
+                f"select exists (select 1 from {rows} where {conditions}) "
+                f"or exists (select 1 from {rejects})"
+            ).fetchall()
+        finally:
+            database.close()
+        return bool(found)
+
+    def _clear(self, each: _Live) -> None:
+        path = self._settings.landing / each.file
+        shape = self._shape_for(each.file)
+        try:
+            parse_landed(path, shape, each.month, each.sha256, self._settings.parsed_dir)
+        except ErasedFound as found:
+            aside = redacted(path, shape, found.spans, _work(self._settings, self._terms))
+            self._cleared.add(path, aside)
+            self._cleared.files[each.file] = len(found.spans)
+            self._record(each, aside, len(found.spans))
+        except LandingError as error:
+            raise LandingError(
+                f"{each.file} is needed to take an erased person out of it, and cannot be read as "
+                f"it was ({error.message})",
+                f"Land {each.file} as it was once more, or take it out with "
+                f"`metalayer land --withdraw {each.file}`",
+            ) from error
+
+    def _shape_for(self, file: str) -> Any:
+        shape = self._terms.shape
+        assert shape.erasing is not None
+        known = frozenset(self._lines.get(file, ()))
+        return replace(shape, erasing=replace(shape.erasing, lines=known))
+
+    def _record(self, each: _Live, aside: Path, erased: int) -> None:
+        """Enter the new content of a delivery, which keeps its place."""
+        content, info = fingerprint(aside), aside.stat()
+        settings, shape = self._settings, self._terms.shape
+        self._entries.cursor.execute(
+            "update meta.deliveries set sha256 = %s, size = %s, mtime_ns = %s, "
+            "rows_erased = rows_erased + %s where delivery_id = %s",
+            (content.sha256, info.st_size, info.st_mtime_ns, erased, each.delivery),
+        )
+        self._cleared.forget_parse(
+            *parsed_paths(settings.parsed_dir, shape, each.sha256, each.month)
+        )
+        if each.is_loaded:
+            parsed = parse_landed(aside, shape, each.month, content.sha256, settings.parsed_dir)
+            self._entries.file_again(each.delivery, content.sha256, each.month, parsed)
+            self._renamed[each.sha256[:CONTENT_CHARACTERS]] = content.sha256[:CONTENT_CHARACTERS]
+
+    def _point_anew(self, each: _Live) -> None:
+        """Have a repair name the contents that it mends by what they are now."""
+        path = self._settings.landing / each.file
+        text = before = self._cleared.now_at(path).read_bytes()
+        for old, new in self._renamed.items():
+            text = text.replace(f"{old}:".encode(), f"{new}:".encode())
+        if text == before:
+            return
+        aside = path.with_name(f".{path.name}.{each.delivery:032x}.part")
+        aside.write_bytes(text)
+        self._cleared.add(path, aside)
+        self._entries.cursor.execute(
+            "select sha256 from meta.deliveries where delivery_id = %s", (each.delivery,)
+        )
+        (now,) = self._entries.cursor.fetchone()
+        self._record(replace(each, sha256=now), aside, 0)
+
+
+def parses_of_no_delivery(cursor: Any, settings: Settings) -> list[Path]:
+    """Parses whose content no live delivery has: of what was erased before a kill, say.
+
+    The caller holds the ledger, so nobody has just made one.
+    """
+    cursor.execute("select distinct sha256 from meta.deliveries where status = 'loaded'")
+    live = {parse_name(sha256) for (sha256,) in cursor.fetchall()}
+    return [
+        path
+        for path in settings.parsed_dir.glob("*/*.parquet")
+        if path.name.partition("-")[0] not in live
+    ]
+
+
+def _clear_others(
+    settings: Settings,
+    terms: Terms,
+    name: str,
+    sources: Mapping[str, TableSpec],
+    cleared: Cleared,
+) -> None:
+    """Take erased persons out of files that are in no table but could be: withdrawn ones."""
+    patterns = [spec.source for spec in sources.values() if spec.source is not None]
+    for file, path in landed_paths(settings.landing):
+        inside = file.removeprefix(f"{WITHDRAWN_FOLDER}/")
+        source = match_source(inside, patterns)
+        if inside == file or source is None or source.name != name:
+            continue
+        try:
+            content = fingerprint(path).sha256
+            parse_landed(path, terms.shape, terms.shape.last_month, content, settings.parsed_dir)
+        except ErasedFound as found:
+            cleared.add(path, redacted(path, terms.shape, found.spans, _work(settings, terms)))
+            cleared.files[file] = len(found.spans)
+        except LandingError:
+            continue  # whom it names is told by the search that follows
+        else:
+            cleared.forget_parse(
+                *parsed_paths(settings.parsed_dir, terms.shape, content, terms.shape.last_month)
+            )
+
+
+def _work(settings: Settings, terms: Terms) -> Path:
+    folder = settings.parsed_dir / terms.source.name.replace("/", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

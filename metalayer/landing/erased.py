@@ -1,0 +1,208 @@
+"""Persons who were erased: remembered as salted hashes, and kept out of whatever lands.
+
+A person is known by the hash of their number behind a secret salt. The register is kept twice: in
+the warehouse, and in the home with the salt. A dump of the warehouse so tells nobody's number; and
+when an earlier state of it is restored, the home still knows whom that brought back.
+
+    a file is parsed --> it has an erased person --> it is rewritten without --> parsed again
+
+Does not belong here: rewriting a file (`redact.py`), or erasing somebody (`governance/erasure.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.errors import ConfigurationError
+from metalayer.landing.judge import Erasing
+from metalayer.landing.shape import Terms
+from metalayer.settings import Settings
+
+_SALT_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Register:
+    """Who was erased.
+
+    Attributes:
+        salt: Stands before every number that is hashed.
+        tokens: Kind of person -> hashes of their numbers.
+        news: Whether the home knew of somebody whom the warehouse did not: an earlier state of it
+            was restored.
+    """
+
+    salt: str
+    tokens: Mapping[str, frozenset[str]]
+    news: bool = False
+
+    def token(self, kind: str, number: str) -> str:
+        """The hash of a person's number."""
+        return hashlib.sha256((self.prefix(kind) + number).encode()).hexdigest()
+
+    def prefix(self, kind: str) -> str:
+        """What stands before a number of this kind when it is hashed."""
+        return f"{self.salt}:{kind}:"
+
+
+def folder_of(settings: Settings) -> Path:
+    """The folder of the home where the register is; to be backed up with it."""
+    return settings.home / "erased"
+
+
+def load_register(cursor: Any, settings: Settings) -> Register | None:
+    """The register of both places, which know the same afterwards; None if nobody was erased.
+
+    Raises:
+        ConfigurationError: when the warehouse has erased persons, and the home no salt.
+    """
+    cursor.execute("select kind, token from meta.erased")
+    known = set(cursor.fetchall())
+    noted = _noted(settings)
+    salt = _salt(settings)
+    if salt is None:
+        if known:
+            raise ConfigurationError(
+                f"The salt of those who were erased is missing: {folder_of(settings) / 'salt'}",
+                "Bring the folder back from a backup of METALAYER_HOME. Without it nobody can tell "
+                "whether a file brings them back.",
+            )
+        return None
+    news = noted - known
+    if news:
+        cursor.executemany("insert into meta.erased (kind, token) values (%s, %s)", sorted(news))
+    for kind, token in known - noted:
+        _note(settings, kind, token)
+    tokens: dict[str, set[str]] = {}
+    for kind, token in known | noted:
+        tokens.setdefault(kind, set()).add(token)
+    if not tokens:
+        return None
+    return Register(salt, {k: frozenset(found) for k, found in tokens.items()}, bool(news))
+
+
+def remember(cursor: Any, settings: Settings, kind: str, number: str) -> Register:
+    """Enter a person; from now on no file brings them back."""
+    register = _register(settings)
+    token = register.token(kind, number)
+    # In the home first: what is only there is noticed, and made up for.
+    if (kind, token) not in _noted(settings):
+        _note(settings, kind, token)
+    cursor.execute(
+        "insert into meta.erased (kind, token) values (%s, %s) on conflict do nothing",
+        (kind, token),
+    )
+    found = load_register(cursor, settings)
+    assert found is not None
+    return found
+
+
+def token_of(settings: Settings, kind: str, number: str) -> str:
+    """The hash that stands for a person, with a salt that is made if there is none yet."""
+    return _register(settings).token(kind, number)
+
+
+def numbered_columns(
+    spec: TableSpec, sources: Mapping[str, TableSpec]
+) -> list[tuple[ColumnSpec, str]]:
+    """The landed columns that hold persons' numbers, and of what kind of person."""
+    typed = {other.full_name: other for other in sources.values()}
+    found = []
+    for column in spec.landed:
+        kind = column.identifies
+        if column.references is not None and column.references.table in typed:
+            target = typed[column.references.table]
+            kind = target.column(column.references.column).identifies or kind
+        if kind is not None:
+            found.append((column, kind))
+    return found
+
+
+def watching(
+    terms: Terms,
+    sources: Mapping[str, TableSpec],
+    register: Register | None,
+    lines: Collection[int] = (),
+) -> Terms:
+    """The terms by which the reader finds erased persons.
+
+    Args:
+        lines: Lines of the one file that is read with them, on which such records are known to be.
+    """
+    spec = terms.spec
+    columns = numbered_columns(spec, sources)
+    kinds = {kind for _, kind in columns}
+    if register is None or len(kinds) != 1 or not register.tokens.get(kind := kinds.pop()):
+        return terms
+    erasing = Erasing(
+        columns=tuple(column.name for column, _ in columns),
+        prefix=register.prefix(kind),
+        tokens=register.tokens[kind],
+        lines=frozenset(lines),
+        # Where the number is part of the key there would be several anonymous rows of one key.
+        keeps_rows=not any(column.is_key for column, _ in columns),
+        personal=tuple(column.name for column in spec.landed if column.pii),
+    )
+    return replace(terms, shape=replace(terms.shape, erasing=erasing))
+
+
+def _register(settings: Settings) -> Register:
+    salt = _salt(settings)
+    if salt is None:
+        salt = secrets.token_hex(_SALT_BYTES)
+        folder = folder_of(settings)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(folder / "salt", salt)
+        salt = _salt(settings)
+        assert salt is not None
+    return Register(salt, {})
+
+
+def _salt(settings: Settings) -> str | None:
+    try:
+        return (folder_of(settings) / "salt").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all; who was faster has it."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            path.hardlink_to(aside)
+        except FileExistsError:
+            return
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _noted(settings: Settings) -> set[tuple[str, str]]:
+    try:
+        lines = (folder_of(settings) / "register.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return set()
+    return {(entry["kind"], entry["token"]) for entry in map(json.loads, filter(None, lines))}
+
+
+def _note(settings: Settings, kind: str, token: str) -> None:
+    path = folder_of(settings) / "register.jsonl"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, (json.dumps({"kind": kind, "token": token}) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
