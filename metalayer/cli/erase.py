@@ -95,14 +95,15 @@ def hold(
         )
     with working("Loading the tables"):
         from metalayer.assets.resources import open_warehouse
+        from metalayer.catalog import catalog
         from metalayer.governance import erasure
         from metalayer.warehouse.acts import seal
 
     with open_warehouse(settings) as warehouse:
         if not release:
-            erasure.hold(warehouse, _KIND, customer.strip(), settings.why)
+            erasure.hold(warehouse, catalog(), _KIND, customer, settings.why)
             say("The customer is kept until `hold --release`.")
-        elif erasure.release(warehouse, _KIND, customer.strip()):
+        elif erasure.release(warehouse, catalog(), _KIND, customer):
             say("The customer can be erased again.")
         else:
             say("Nothing to do: this customer is not on hold.")

@@ -27,7 +27,7 @@ from metalayer.assets.headless import build
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import Catalog
 from metalayer.errors import BuildError, UsageError
-from metalayer.governance.subjects import Subject, mentions_of, places, subject
+from metalayer.governance.subjects import Subject, canonical, mentions_of, places, subject
 from metalayer.landing.erase import clear, parses_of_no_delivery
 from metalayer.landing.erased import remember, token_of
 from metalayer.landing.ledger import register
@@ -74,10 +74,10 @@ class Erasure:
     completed_at: datetime | None = None
 
 
-def hold(warehouse: Warehouse, kind: str, number: str, reason: str) -> None:
+def hold(warehouse: Warehouse, tables: Catalog, kind: str, number: str, reason: str) -> None:
     """Keep a person from being erased, for a reason that `erase` tells."""
-    token = token_of(warehouse.settings, kind, number)
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        token = _token(cursor, warehouse, tables, kind, number)
         cursor.execute(
             "insert into meta.holds (kind, token, reason) values (%s, %s, %s) "
             "on conflict (kind, token) do update set reason = excluded.reason",
@@ -86,15 +86,20 @@ def hold(warehouse: Warehouse, kind: str, number: str, reason: str) -> None:
         record(cursor, "hold", f"a {kind}", {"token": token})
 
 
-def release(warehouse: Warehouse, kind: str, number: str) -> bool:
+def release(warehouse: Warehouse, tables: Catalog, kind: str, number: str) -> bool:
     """Let a person be erased again; False if nobody kept them from it."""
-    token = token_of(warehouse.settings, kind, number)
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        token = _token(cursor, warehouse, tables, kind, number)
         cursor.execute("delete from meta.holds where kind = %s and token = %s", (kind, token))
         was_held = bool(cursor.rowcount)
         if was_held:
             record(cursor, "release", f"a {kind}", {"token": token})
     return was_held
+
+
+def _token(cursor: Any, warehouse: Warehouse, tables: Catalog, kind: str, number: str) -> str:
+    written = canonical(cursor, tables, places(tables, kind), kind, number)
+    return token_of(warehouse.settings, kind, written)
 
 
 def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Tell) -> Subject:
@@ -104,8 +109,8 @@ def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Te
         UsageError: when the person is on hold, with the reason; when nothing is held of them, and
             they were not erased before.
     """
-    token = token_of(warehouse.settings, kind, number.strip())
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        token = _token(cursor, warehouse, tables, kind, number)
         cursor.execute(
             "select reason, to_char(held_since, 'YYYY-MM-DD') from meta.holds "
             "where kind = %s and token = %s",
@@ -247,15 +252,14 @@ def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dic
             "delete from meta.changed_keys where table_name = any(%s) and %s = any(keys)",
             (list(held_in), found.number),
         )
-        # Of rows that no version has any more, and of such that no line of a file has.
-        for table in ("quarantine", "past_quarantine"):
-            cursor.execute(
-                sql.SQL(
-                    "delete from {} as q where exists (select from unnest(%s::text[]) as e "
-                    "where strpos(lower(q.raw), e) > 0 or strpos(lower(q.value), e) > 0)"
-                ).format(sql.Identifier("meta", table)),
-                ([email.lower() for email in found.contacts.get("email", [])],),
-            )
+        # What is in the quarantine now is of no file any more; that of kept versions was.
+        gone = {(r.delivery_id, r.line) for r in (*found.quarantined, *again.quarantined)}
+        cursor.execute(
+            "delete from meta.past_quarantine as q using unnest(%s::bigint[], %s::bigint[]) "
+            "as gone (delivery_id, line) "
+            "where q.delivery_id = gone.delivery_id and q.line = gone.line",
+            ([delivery for delivery, _ in gone], [line for _, line in gone]),
+        )
     return dropped
 
 

@@ -71,7 +71,7 @@ def _write(subject: Subject, archive: zipfile.ZipFile) -> None:
     meanings = [(h.table, *entry) for h in subject.tables for entry in h.columns.items()]
     _csv(archive, "meanings.csv", ("table", "column", "meaning"), meanings)
     if subject.quarantined:
-        rejected = [tuple(asdict(row).values()) for row in subject.quarantined]
+        rejected = [(r.table, r.file, r.line, r.rule, r.delivered) for r in subject.quarantined]
         names = ["table", "file", "line", "broken rule", "as delivered"]
         _csv(archive, "quarantine.csv", names, rejected)
     lines = [(found.file, line) for found in subject.files for line in found.lines]

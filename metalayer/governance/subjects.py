@@ -77,6 +77,7 @@ class Rejected:
 
     table: str
     file: str | None
+    delivery_id: int | None
     line: int | None
     rule: str
     delivered: str | None
@@ -94,9 +95,10 @@ class Earlier:
 
 @dataclass(frozen=True)
 class FileLines:
-    """Lines of a landed file on which records of the person begin."""
+    """Lines of a landed file, in one delivery of it, on which records of the person begin."""
 
     file: str
+    delivery_id: int
     lines: list[int]
 
 
@@ -201,8 +203,8 @@ def subject(
             f"No contract says which columns number a {kind}",
             f'Give the key of its table identifies="{kind}".',
         )
-    search = _Search(cursor, tables, places(tables, kind), number.strip())
-    search.refuse_what_is_no_number(kind)
+    held_in = places(tables, kind)
+    search = _Search(cursor, tables, held_in, canonical(cursor, tables, held_in, kind, number))
     contacts = {
         kind_: found | set((known or {}).get(kind_, ()))
         for kind_, found in search.contacts().items()
@@ -235,6 +237,35 @@ def subject(
     return found
 
 
+def canonical(
+    cursor: Any,
+    tables: Catalog,
+    held_in: Mapping[str, tuple[str, ...]],
+    kind: str,
+    number: str,
+) -> str:
+    """A number in the one way that it is written in the tables: 7 for " 007".
+
+    Raises:
+        UsageError: when it cannot be of the columns' type.
+    """
+    written = number.strip()
+    for table, names in held_in.items():
+        spec = tables.specs[table]
+        for type_ in {spec.column(name).type for name in names if spec.layer != "bronze"}:
+            cursor.execute("select pg_input_is_valid(%s, %s)", (written, type_))
+            if cursor.fetchone() == (False,):
+                raise UsageError(
+                    f"'{written}' is no number of a {kind}",
+                    f"Write it as {table}.{names[0]} has it ({type_}).",
+                )
+            cursor.execute(
+                sql.SQL("select {}::{}::text").format(sql.Literal(written), sql.SQL(type_))
+            )
+            (written,) = cursor.fetchone()
+    return written
+
+
 class _Search:
     """Rows of one person, table by table; remembers the lines of files they came from."""
 
@@ -248,36 +279,39 @@ class _Search:
         self._lines: set[tuple[int, int]] = set()
         self._names: dict[int, str] = {}
 
-    def refuse_what_is_no_number(self, kind: str) -> None:
-        """Raise `UsageError` where the number cannot be of the columns' type."""
-        for table, names in self._places.items():
-            spec = self._tables.specs[table]
-            for type_ in {spec.column(name).type for name in names if spec.layer != "bronze"}:
-                self._cursor.execute("select pg_input_is_valid(%s, %s)", (self.number, type_))
-                if self._cursor.fetchone() == (False,):
-                    raise UsageError(
-                        f"'{self.number}' is no number of a {kind}",
-                        f"Write it as {table}.{names[0]} has it ({type_}).",
-                    )
-
     def contacts(self) -> dict[str, set[str]]:
-        """Kind of contact -> what the typed tables have of it in the person's rows."""
+        """Kind of contact -> what the typed tables have of it in the person's rows, and no other's.
+
+        An address that several people share leads to none of them.
+        """
         found: dict[str, set[str]] = {kind: set() for kind in _CONTACTS}
-        for table, names in self._places.items():
-            spec = self._tables.specs[table]
-            for column in spec.columns if spec.layer != "bronze" else ():
-                if column.pii in found:
-                    self._cursor.execute(
-                        sql.SQL(
-                            "select distinct {c}::text from {t} where {w} and {c} is not null"
-                        ).format(
-                            c=sql.Identifier(column.name),
-                            t=reading_name(spec),
-                            w=self._by_number(spec, names),
-                        )
-                    )
-                    found[column.pii] |= {value for (value,) in self._cursor.fetchall()}
+        written = [
+            (self._tables.specs[table], names, column)
+            for table, names in self._places.items()
+            for column in self._tables.specs[table].columns
+            if column.pii in found and self._tables.specs[table].layer != "bronze"
+        ]
+        for spec, names, column in written:
+            own = sql.SQL("{} and {} is not null").format(
+                self._by_number(spec, names), sql.Identifier(column.name)
+            )
+            found[column.pii or ""] |= self._values(spec, column, own)
+        for spec, names, column in written:
+            others = sql.SQL("not {} and {}::text = any({}::text[])").format(
+                self._by_number(spec, names),
+                sql.Identifier(column.name),
+                sql.Literal(sorted(found[column.pii or ""])),
+            )
+            found[column.pii or ""] -= self._values(spec, column, others)
         return found
+
+    def _values(self, spec: TableSpec, column: ColumnSpec, condition: sql.Composable) -> set[str]:
+        self._cursor.execute(
+            sql.SQL("select distinct {}::text from {} where {}").format(
+                sql.Identifier(column.name), reading_name(spec), condition
+            )
+        )
+        return {value for (value,) in self._cursor.fetchall()}
 
     def held(self, table: str, contacts: Mapping[str, Collection[str]]) -> Held:
         """The person's rows in a table."""
@@ -362,18 +396,23 @@ class _Search:
         return [name for (name,) in self._cursor.fetchall()]
 
     def quarantined(self, contacts: Mapping[str, Collection[str]]) -> Iterator[Rejected]:
-        """Rows that broke a contract: on the person's lines, or with a contact of theirs."""
+        """Rows that broke a contract, now or in an earlier version, on lines of the person.
+
+        And records that could not be read, and have an e-mail address or phone number of theirs.
+        """
         digits = [number for number in map(_last_digits, contacts["phone"]) if number]
         self._cursor.execute(
             "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
             "from jsonb_array_elements(%s::jsonb) as listed(l)) "
-            "select q.table_name, d.file, q.line, q.rule, q.raw from meta.quarantine as q "
+            "select distinct q.table_name, d.file, q.delivery_id, q.line, q.rule, q.raw from ("
+            "select table_name, delivery_id, line, rule, raw from meta.quarantine union all "
+            "select table_name, delivery_id, line, rule, raw from meta.past_quarantine) as q "
             "left join meta.deliveries as d using (delivery_id) "
             "where exists (select from line as l where l.delivery_id = q.delivery_id "
-            "and l.line = q.line) "
-            "or exists (select from unnest(%s::text[]) as e where strpos(lower(q.raw), e) > 0) "
+            "and l.line = q.line) or (q.table_name like 'bronze.%%' and ("
+            "exists (select from unnest(%s::text[]) as e where strpos(lower(q.raw), e) > 0) "
             "or exists (select from unnest(%s::text[]) as p where "
-            "strpos(regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g'), p) > 0) "
+            "strpos(regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g'), p) > 0))) "
             "order by q.table_name, q.delivery_id, q.line",
             (json.dumps(sorted(self._lines)), [e.lower() for e in contacts["email"]], digits),
         )
@@ -414,10 +453,10 @@ class _Search:
 
     def files(self) -> list[FileLines]:
         """The landed lines that the rows found so far came from."""
-        lines: dict[str, set[int]] = {}
+        lines: dict[tuple[str, int], set[int]] = {}
         for delivery, line in self._lines:
-            lines.setdefault(self._file(delivery), set()).add(line)
-        return [FileLines(file, sorted(found)) for file, found in sorted(lines.items())]
+            lines.setdefault((self._file(delivery), delivery), set()).add(line)
+        return [FileLines(*place, sorted(found)) for place, found in sorted(lines.items())]
 
 
 # --- files that are in no table -----------------------------------------------------------------

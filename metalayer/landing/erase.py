@@ -25,10 +25,10 @@ from metalayer.errors import LandingError
 from metalayer.landing.entries import Candidate, Entries, lock
 from metalayer.landing.erased import Register, load_register, watching
 from metalayer.landing.files import WITHDRAWN_FOLDER, landed_paths, match_source
-from metalayer.landing.judge import literal
+from metalayer.landing.judge import identifier, literal
 from metalayer.landing.parsed import parse_landed
 from metalayer.landing.reader import ErasedFound, FileInFlux, fingerprint
-from metalayer.landing.records import erased_number, open_with_grammar
+from metalayer.landing.records import is_erased, open_with_grammar
 from metalayer.landing.redact import redacted
 from metalayer.landing.repaired import CONTENT_CHARACTERS
 from metalayer.landing.shape import Terms, parse_name, parsed_paths, terms_of, unpacking_of
@@ -231,16 +231,12 @@ class _Source:
         if not all(path.exists() for path in paths):
             return True
         rows, rejects = (f"read_parquet({literal(str(path))})" for path in paths)
-        erasing = self._terms.shape.erasing
-        assert erasing is not None
-        conditions = " or ".join(
-            erased_number(self._terms.shape, name, f'"{name}"') for name in erasing.columns
-        )
+        condition = is_erased(self._terms.shape, identifier)
         database = open_with_grammar({})
         try:
             # A record that could not be read may have the number all the same.
             ((found,),) = database.execute(
-                f"select exists (select 1 from {rows} where {conditions}) "
+                f"select exists (select 1 from {rows} where {condition}) "
                 f"or exists (select 1 from {rejects})"
             ).fetchall()
         finally:

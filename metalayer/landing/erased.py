@@ -138,14 +138,17 @@ def watching(
         lines: Lines of the one file that is read with them, on which such records are known to be.
     """
     spec = terms.spec
-    columns = numbered_columns(spec, sources)
-    kinds = {kind for _, kind in columns}
-    if register is None or len(kinds) != 1 or not register.tokens.get(kind := kinds.pop()):
+    columns = [
+        (column, kind)
+        for column, kind in numbered_columns(spec, sources)
+        if register is not None and kind in register.tokens
+    ]
+    if register is None or not columns:
         return terms
     erasing = Erasing(
-        columns=tuple(column.name for column, _ in columns),
-        prefix=register.prefix(kind),
-        tokens=register.tokens[kind],
+        numbers=tuple(
+            (c.name, register.prefix(kind), register.tokens[kind]) for c, kind in columns
+        ),
         lines=frozenset(lines),
         # Where the number is part of the key there would be several anonymous rows of one key.
         keeps_rows=not any(column.is_key for column, _ in columns),

@@ -71,17 +71,14 @@ class Erasing:
     """By what records of erased persons are known in a source; see erased.py.
 
     Attributes:
-        columns: that hold a person's number.
-        prefix: what stands before a number when it is hashed.
-        tokens: SHA-256 in hexadecimal of each erased person's number behind the prefix.
+        numbers: of each column that holds a person's number: its name, what stands before a number
+            when it is hashed, and SHA-256 in hexadecimal of each erased person's, hashed so.
         lines: further lines of the one file that is read, on which such records begin.
         keeps_rows: whether a record stays, without what is personal in it.
         personal: columns that are emptied in a record that stays.
     """
 
-    columns: tuple[str, ...]
-    prefix: str
-    tokens: frozenset[str]
+    numbers: tuple[tuple[str, str, frozenset[str]], ...]
     lines: frozenset[int] = frozenset()
     keeps_rows: bool = False
     personal: tuple[str, ...] = ()

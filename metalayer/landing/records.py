@@ -132,11 +132,8 @@ class Records:
         erasing = self._shape.erasing
         if erasing is None:
             return []
-        conditions = [
-            erased_number(self._shape, column.name, f"c{number}")
-            for number, column in enumerate(self._shape.columns, start=1)
-            if column.name in erasing.columns
-        ]
+        places = {column.name: f"c{n}" for n, column in enumerate(self._shape.columns, start=1)}
+        conditions = [is_erased(self._shape, places.__getitem__)]
         if erasing.lines:
             conditions.append(f"_line in ({', '.join(map(str, sorted(erasing.lines)))})")
         found = self._run(
@@ -264,12 +261,19 @@ class Records:
         self._run(f"insert into record {self._judge.select(source, after_line=0)}")
 
 
-def erased_number(shape: SourceShape, name: str, text: str) -> str:
-    """The condition that a column's text is the number of an erased person; knows the grammar."""
+def is_erased(shape: SourceShape, text_of: Callable[[str], str]) -> str:
+    """The condition, for a database with the grammar, that a record is of an erased person.
+
+    Args:
+        text_of: Column -> the SQL of what was delivered for it.
+    """
     assert shape.erasing is not None
-    tokens = ", ".join(map(literal, sorted(shape.erasing.tokens)))
-    number = KEY_TEXT[shape.type_of(name)].format(text)
-    return f"sha256({literal(shape.erasing.prefix)} || {number}) in ({tokens})"
+    conditions = []
+    for name, prefix, tokens in shape.erasing.numbers:
+        number = KEY_TEXT[shape.type_of(name)].format(text_of(name))
+        listed = ", ".join(map(literal, sorted(tokens)))
+        conditions.append(f"sha256({literal(prefix)} || {number}) in ({listed})")
+    return f"({' or '.join(conditions)})"
 
 
 def open_with_grammar(configuration: Configuration) -> duckdb.DuckDBPyConnection:

@@ -153,7 +153,7 @@ def _without_person(record: list[str], header: Header, shape: SourceShape) -> li
     """As many lines as the record has."""
     erasing = shape.erasing
     assert erasing is not None
-    numbers = [header.position[name] for name in erasing.columns if name in header.position]
+    numbers = [header.position[n] for n, _, _ in erasing.numbers if n in header.position]
     ending, fields = fields_of(LINE_BREAK.join(record), header.delimiter)
     if ending is not Ending.CLOSED:
         fields = LINE_BREAK.join(record).split(header.delimiter)

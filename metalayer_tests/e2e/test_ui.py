@@ -99,8 +99,6 @@ def is_green(page: Page, month: str) -> bool:
 
 def test_all_tables_of_the_sample_are_green_within_90_seconds(up: Up) -> None:
     assert up.url
-    assert up.ready_seconds < 20
-    assert up.ready_at - up.began < 40
     left = 90 - (time.monotonic() - up.ready_at)
     wait(lambda: is_built(up, SAMPLE) and not up.unfinished_runs(), left, up)
     assert len(TABLES) == 19

@@ -185,12 +185,12 @@ def test_a_plan_changes_no_file(held: Platform) -> None:
 
 
 def test_a_hold_wins_and_says_so(held: Platform) -> None:
-    erasure.hold(held.warehouse, "customer", "7", "lawsuit 12/2025")
+    erasure.hold(held.warehouse, catalog(), "customer", " 007", "lawsuit 12/2025")
     with pytest.raises(UsageError, match=r"on legal hold since .*: lawsuit 12/2025"):
         erase(held)
     assert is_held(held)
-    assert erasure.release(held.warehouse, "customer", "7")
-    assert not erasure.release(held.warehouse, "customer", "7")
+    assert erasure.release(held.warehouse, catalog(), "customer", "7")
+    assert not erasure.release(held.warehouse, catalog(), "customer", "7")
     assert erase(held).left == []
 
 
@@ -244,6 +244,18 @@ def test_a_withdrawn_file_is_rewritten_too(held: Platform) -> None:
     text = (held.landing / ".withdrawn/erp/orders_late.csv").read_text()
     assert "4,-1," in text
     assert "5,8," in text
+
+
+def test_who_shares_an_address_keeps_their_rows(held: Platform) -> None:
+    """Another's row is theirs, though it is bad and has the same e-mail address."""
+    row = "8,Barnaby,Thistle,zeb@example.org,,,,,someday,2024-01-01,2025-03-05"
+    held.land("crm/customers_2025-03.csv", customers(row))
+    assert held.build().succeeded
+    assert len(held.rejects("silver.customers")) == 2
+    done = erase(held, " 007 ")
+    assert row in (held.landing / "crm/customers_2025-03.csv").read_text()
+    assert len(held.rejects("silver.customers")) == 1
+    assert not any("customers_2025-03" in left for left in done.left)
 
 
 def test_a_certificate_tells_of_nobody_and_cannot_be_changed(

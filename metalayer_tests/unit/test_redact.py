@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def shape(*erased: int, keeps_rows: bool = False) -> SourceShape:
         first_month=date(2020, 1, 1),
         last_month=date(2026, 1, 1),
         erasing=Erasing(
-            ("customer",), PREFIX, frozenset(tokens), keeps_rows=keeps_rows, personal=("name",)
+            (("customer", PREFIX, frozenset(tokens)),), keeps_rows=keeps_rows, personal=("name",)
         ),
     )
 
@@ -128,8 +129,7 @@ def test_records_that_cannot_be_read_go_by_their_lines(
     path = write(f"{HEAD}\n1,8,Bob,2025-01-01\n2,Ada\n3,8,Bob,2025-01-02\n".encode())
     known = shape(7)
     assert known.erasing is not None
-    erasing = Erasing(known.erasing.columns, PREFIX, known.erasing.tokens, frozenset({3}))
-    lines = SourceShape(**{**known.__dict__, "erasing": erasing})
+    lines = replace(known, erasing=replace(known.erasing, lines=frozenset({3})))
     aside = taken_out(path, lines, tmp_path)
     assert [row[:2] for row in rows(aside, known, tmp_path)] == [(2, "1"), (4, "3")]
 
