@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,24 +59,32 @@ def erase(
         from metalayer.cli import running
         from metalayer.governance import erasure
         from metalayer.governance.certificates import certificate
-        from metalayer.governance.handover import refuse_to_overwrite
-
+        from metalayer.landing.erased import write_new
     if out is not None:
-        refuse_to_overwrite(out)
+        _refuse_unwritable(out)
     with running.platform(settings) as (warehouse, instance):
         with working("Looking through the tables") as tell:
             found = erasure.look(warehouse, catalog(), _KIND, customer, tell)
         if dry_run or out is None:
-            _print(erasure.planned(warehouse, found), is_done=False)
+            _print(erasure.planned(found), is_done=False)
             return
         with working("Erasing") as tell:
             done = erasure.erase(warehouse, instance, catalog(), found, tell)
         signed = certificate(done, settings)
-    out.write_text(json.dumps(signed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_new(out, (json.dumps(signed, indent=2, ensure_ascii=False) + "\n").encode())
     _print(done, is_done=True)
     say(f"{out} certifies it.")
     if done.left:
         raise typer.Exit(1)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Tell before there is anything to certify that the certificate cannot go there."""
+    from metalayer.governance.handover import refuse_to_overwrite
+
+    refuse_to_overwrite(path)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written", "Name a file in a folder of yours")
 
 
 def hold(
@@ -123,6 +132,8 @@ def _print(done: Erasure, *, is_done: bool) -> None:
         say(f"{counted(sum(done.versions.values()), 'earlier version')} of months {verb}.")
     for left in done.left:
         print_warning(f"left: {left}")
+    for beyond in done.beyond:
+        say(f"Out of reach: {beyond}.")
     if is_done and not done.left:
         say("Searched afterwards, and nothing found: " + ", ".join(done.searched) + ".")
     if not is_done:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from metalayer.errors import UsageError
 from metalayer.governance.erasure import Erasure
-from metalayer.landing.erased import folder_of
+from metalayer.landing.erased import folder_of, write_new
 from metalayer.settings import Settings
 
 _KIND = "metalayer erasure certificate 1"
@@ -94,9 +93,8 @@ def _key(settings: Settings) -> Ed25519PrivateKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(made)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_new(path, made)
     key = serialization.load_pem_private_key(path.read_bytes(), None)
     assert isinstance(key, Ed25519PrivateKey)
     return key

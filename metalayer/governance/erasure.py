@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -28,8 +28,9 @@ from metalayer.assets.resources import Warehouse
 from metalayer.catalog import Catalog
 from metalayer.errors import BuildError, UsageError
 from metalayer.governance.subjects import Subject, canonical, mentions_of, places, subject
+from metalayer.landing.entries import lock
 from metalayer.landing.erase import clear, parses_of_no_delivery
-from metalayer.landing.erased import remember, token_of
+from metalayer.landing.erased import make_token, note, remember, token_of
 from metalayer.landing.ledger import register
 from metalayer.warehouse.acts import record
 from metalayer.warehouse.keeping import drop_versions
@@ -60,6 +61,7 @@ class Erasure:
         versions: Table -> earlier versions of months that were dropped for holding the person.
         left: What still names the person: place, and what to do there. Empty when it is done.
         searched: Places that were searched at the end.
+        beyond: What is out of reach, and for the owner of a server to see to.
         completed_at: When that search ended.
     """
 
@@ -71,35 +73,36 @@ class Erasure:
     versions: dict[str, int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     searched: list[str] = field(default_factory=list)
+    beyond: list[str] = field(default_factory=list)
     completed_at: datetime | None = None
 
 
 def hold(warehouse: Warehouse, tables: Catalog, kind: str, number: str, reason: str) -> None:
     """Keep a person from being erased, for a reason that `erase` tells."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        token = _token(cursor, warehouse, tables, kind, number)
+        token = make_token(cursor, warehouse.settings, kind, _number(cursor, tables, kind, number))
         cursor.execute(
             "insert into meta.holds (kind, token, reason) values (%s, %s, %s) "
             "on conflict (kind, token) do update set reason = excluded.reason",
             (kind, token, reason),
         )
-        record(cursor, "hold", f"a {kind}", {"token": token})
+        record(cursor, "hold", f"a {kind}")
 
 
 def release(warehouse: Warehouse, tables: Catalog, kind: str, number: str) -> bool:
     """Let a person be erased again; False if nobody kept them from it."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        token = _token(cursor, warehouse, tables, kind, number)
+        written = _number(cursor, tables, kind, number)
+        token = token_of(cursor, warehouse.settings, kind, written)
         cursor.execute("delete from meta.holds where kind = %s and token = %s", (kind, token))
         was_held = bool(cursor.rowcount)
         if was_held:
-            record(cursor, "release", f"a {kind}", {"token": token})
+            record(cursor, "release", f"a {kind}")
     return was_held
 
 
-def _token(cursor: Any, warehouse: Warehouse, tables: Catalog, kind: str, number: str) -> str:
-    written = canonical(cursor, tables, places(tables, kind), kind, number)
-    return token_of(warehouse.settings, kind, written)
+def _number(cursor: Any, tables: Catalog, kind: str, number: str) -> str:
+    return canonical(cursor, tables, places(tables, kind), kind, number)
 
 
 def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Tell) -> Subject:
@@ -110,7 +113,8 @@ def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Te
             they were not erased before.
     """
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        token = _token(cursor, warehouse, tables, kind, number)
+        written = _number(cursor, tables, kind, number)
+        token = token_of(cursor, warehouse.settings, kind, written)
         cursor.execute(
             "select reason, to_char(held_since, 'YYYY-MM-DD') from meta.holds "
             "where kind = %s and token = %s",
@@ -134,14 +138,14 @@ def look(warehouse: Warehouse, tables: Catalog, kind: str, number: str, told: Te
         return found
 
 
-def planned(warehouse: Warehouse, found: Subject) -> Erasure:
-    """What erasing the person would be about."""
+def planned(found: Subject) -> Erasure:
+    """What erasing the person would be about; the token is left open."""
     versions: dict[str, int] = {}
     for earlier in found.earlier_versions:
         versions[earlier.table] = versions.get(earlier.table, 0) + 1
     return Erasure(
         found.kind,
-        token_of(warehouse.settings, found.kind, found.number),
+        "",
         {lines.file: len(lines.lines) for lines in found.files},
         {held.table: len(held.rows) for held in found.tables},
         len(found.quarantined),
@@ -174,13 +178,14 @@ def erase(
         LandingError: when a file is needed that is not as it was read; nothing has changed then.
         BuildError: when tables could not be built anew; ask again once what is wrong is mended.
     """
-    plan = planned(warehouse, found)
-    told("taking the person out of landed files")
-    files = _clear_files(warehouse, tables, found, today)
-    told("building the tables anew")
+    plan = planned(found)
     settings = warehouse.settings
-    # What was ready to take a file's place when an earlier attempt was killed did not get there.
-    register(warehouse.pool, settings, tables.sources, today=today, still_seconds=0.0)
+    told("taking in what has landed")
+    # The ledger then has each file as it is, unless one lands in the next instant.
+    register(warehouse.pool, settings, tables.sources, today=today)
+    told("taking the person out of landed files")
+    token, files = _clear_files(warehouse, tables, found, today)
+    told("building the tables anew")
     outcome = build(warehouse, instance)
     if not outcome.succeeded:
         said = [*outcome.errors, *outcome.failed_checks]
@@ -193,28 +198,42 @@ def erase(
     told("dropping earlier versions")
     versions = _drop_versions(warehouse, tables, found)
     told("rewriting what PostgreSQL keeps")
-    left = _scrub(warehouse, found)
+    left = _scrub(warehouse, list(places(tables, found.kind)))
     told("searching")
     left += _search(warehouse, tables, found, told)
-    searched = ["every table", "quarantine", "versions", "landing zone"]
-    if settings.database_url is None:
-        searched.append("data folder of PostgreSQL, with its log of changes")
-    searched.append("METALAYER_HOME")
-    return Erasure(
-        plan.kind, plan.token, files, plan.rows, plan.quarantined, versions, left, searched,
-        datetime.now(UTC),
-    )  # fmt: skip
+    searched = ["every table, quarantine and earlier version, for the number"]
+    if any(found.contacts.values()):
+        searched.append("landing zone and METALAYER_HOME, for e-mail addresses and phone numbers")
+    is_embedded = settings.database_url is None
+    return replace(
+        plan,
+        token=token,
+        files=files,
+        versions=versions,
+        left=left,
+        searched=searched,
+        beyond=[] if is_embedded else [_OF_A_SERVER],
+        completed_at=datetime.now(UTC),
+    )
+
+
+_OF_A_SERVER = (
+    "the server's log of changes, its archives, replicas and backups: they let go of the person as "
+    "they are written over, which is the server's owner's to see to"
+)
 
 
 def _clear_files(
     warehouse: Warehouse, tables: Catalog, found: Subject, today: date | None
-) -> dict[str, int]:
+) -> tuple[str, dict[str, int]]:
+    """Take the person out of landed files; returns their token, and the files."""
     settings = warehouse.settings
-    lines: dict[str, list[int]] = {}
+    lines: dict[int, list[int]] = {}
     for rejected in found.quarantined:
-        if rejected.file is not None and rejected.line is not None:
-            lines.setdefault(rejected.file, []).append(rejected.line)
+        if rejected.delivery_id is not None and rejected.line is not None:
+            lines.setdefault(rejected.delivery_id, []).append(rejected.line)
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        lock(cursor)
         erased = remember(cursor, settings, found.kind, found.number)
         cleared = clear(
             cursor, settings, tables.sources, erased, today or datetime.now(UTC).date(), lines
@@ -223,12 +242,14 @@ def _clear_files(
         details = {"files": len(cleared.files), "records": sum(cleared.files.values())}
         record(cursor, "erase", f"a {found.kind}", details)
         try:
+            # What is only in the home is noticed by the next registration, and made up for.
+            note(settings, erased)
             connection.commit()
         except BaseException:
             cleared.abandon()
             raise
         cleared.finish()
-    return cleared.files
+    return erased.token(found.kind, found.number), cleared.files
 
 
 def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dict[str, int]:
@@ -263,7 +284,7 @@ def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dic
     return dropped
 
 
-def _scrub(warehouse: Warehouse, found: Subject) -> list[str]:
+def _scrub(warehouse: Warehouse, held_in: list[str]) -> list[str]:
     """Have PostgreSQL let go of what it keeps of rows that are gone."""
     left: list[str] = []
     with transaction(warehouse.pool) as connection:
@@ -281,10 +302,12 @@ def _scrub(warehouse: Warehouse, found: Subject) -> list[str]:
                 for table in _REWRITTEN:
                     with contextlib.suppress(psycopg2.errors.InsufficientPrivilege):
                         cursor.execute(f"vacuum (full, analyze) {table}")
-                # What went to the quarantine had been staged before, and lies there dead.
+                # What went to the quarantine had been staged before, and lies there dead; so does
+                # what was exchanged while somebody read the month.
                 cursor.execute(
                     "select distinct v.leaf from meta.versions as v join meta.tables as t "
-                    "using (table_name) where v.rows_quarantined > 0 and t.has_personal"
+                    "using (table_name) where t.has_personal and v.table_name = any(%s)",
+                    (held_in,),
                 )
                 for (leaf,) in cursor.fetchall():
                     with contextlib.suppress(psycopg2.errors.UndefinedTable):
@@ -293,29 +316,29 @@ def _scrub(warehouse: Warehouse, found: Subject) -> list[str]:
                                 sql.Identifier(LEAVES, leaf)
                             )
                         )
-                left += _forget_changes(cursor)
+                if warehouse.settings.database_url is None:
+                    left += _forget_changes(cursor)
         finally:
             connection.autocommit = False
     return left
 
 
 def _forget_changes(cursor: Any) -> list[str]:
-    """Have the log of changes written anew, without the segments that are kept for reuse."""
+    """Have the embedded server's log of changes go, with the segments that it keeps for reuse."""
     try:
-        for statement in (
-            *("alter system set wal_recycle = off", "alter system set min_wal_size = '32MB'"),
-            *("select pg_reload_conf()", "select pg_sleep(0.2)"),
-            *("select pg_switch_wal()", "checkpoint", "select pg_switch_wal()", "checkpoint"),
-            *("alter system reset wal_recycle", "alter system reset min_wal_size"),
-            "select pg_reload_conf()",
-        ):
-            cursor.execute(statement)
-    except psycopg2.errors.InsufficientPrivilege:
-        return [
-            "PostgreSQL's log of changes (WAL): this role may not have it written anew; it is, in "
-            "time, by the server's own checkpoints. Archives and backups of it are yours to keep "
-            "as long as you must, and no longer"
-        ]
+        try:
+            for statement in (
+                *("alter system set wal_recycle = off", "alter system set min_wal_size = '32MB'"),
+                *("select pg_reload_conf()", "select pg_sleep(0.2)"),
+                *("select pg_switch_wal()", "checkpoint", "select pg_switch_wal()", "checkpoint"),
+            ):
+                cursor.execute(statement)
+        finally:
+            for setting in ("wal_recycle", "min_wal_size"):
+                cursor.execute(f"alter system reset {setting}")
+            cursor.execute("select pg_reload_conf()")
+    except psycopg2.Error as error:
+        return [f"PostgreSQL's log of changes: {type(error).__name__}; erase again"]
     return []
 
 
@@ -334,8 +357,9 @@ def _search(warehouse: Warehouse, tables: Catalog, found: Subject, told: Tell) -
     left += [f"{file}: it cannot be searched to its end" for file in again.unsearched]
     # What is in the landing zone has been told.
     left += [
-        f"METALAYER_HOME/{file}: it names the person"
-        for file in mentions_of(again, settings.home)
+        f"METALAYER_HOME/{file}: "
+        + ("it names the person" if names else "it cannot be searched to its end")
+        for file, names in mentions_of(again, settings.home)
         if not (settings.home / file).is_relative_to(settings.landing)
     ]
     return left

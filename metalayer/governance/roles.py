@@ -34,9 +34,13 @@ _META_READABLE: Mapping[str, Sequence[str]] = {
     "engineer": ("tables", "versions"),
     "steward": ("tables", "versions", "ledger", "deliveries", "quarantine", "past_quarantine"),
 }
-# Nobody gets these, whatever else they may write: the key of the pseudonyms, and the audit log,
-# which is written by a function of its own that those may call who may see plain values.
-_CLOSED = ("secret", "acts", "acts_unsealed", "act_seals", "act_head")
+# Nobody gets these, whatever else they may write: the key of the pseudonyms, who was erased or must
+# not be, and the audit log, which is written by a function of its own that those may call who may
+# see plain values.
+_CLOSED = (
+    *("secret", "acts", "acts_unsealed", "act_seals", "act_head"),
+    *("erased", "erased_salt", "holds"),
+)
 _RECORDING = "record_act("
 _READ = ("SELECT",)
 _ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from psycopg2 import sql
 
 from metalayer.catalog import Catalog
+from metalayer.contracts.classification import ANONYMOUS
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import UsageError
 from metalayer.governance.dictionary import dictionary
@@ -263,6 +265,13 @@ def canonical(
                 sql.SQL("select {}::{}::text").format(sql.Literal(written), sql.SQL(type_))
             )
             (written,) = cursor.fetchone()
+        fixed = {str((spec.unknown_member or {}).get(name)) for name in names} | {ANONYMOUS}
+        if written in fixed:
+            raise UsageError(
+                f"{written} is nobody's number: it stands for a {kind} who is not known, or was "
+                "erased",
+                f"Give the number of one {kind}.",
+            )
     return written
 
 
@@ -280,38 +289,66 @@ class _Search:
         self._names: dict[int, str] = {}
 
     def contacts(self) -> dict[str, set[str]]:
-        """Kind of contact -> what the typed tables have of it in the person's rows, and no other's.
+        """Kind of contact -> what the person's rows have of it, now or in an earlier version.
 
-        An address that several people share leads to none of them.
+        An address that several people share, or that is a part of another's, leads to none of them.
         """
         found: dict[str, set[str]] = {kind: set() for kind in _CONTACTS}
         written = [
             (self._tables.specs[table], names, column)
             for table, names in self._places.items()
             for column in self._tables.specs[table].columns
-            if column.pii in found and self._tables.specs[table].layer != "bronze"
+            if column.pii in found
         ]
         for spec, names, column in written:
-            own = sql.SQL("{} and {} is not null").format(
-                self._by_number(spec, names), sql.Identifier(column.name)
-            )
-            found[column.pii or ""] |= self._values(spec, column, own)
+            if spec.layer == "bronze":
+                continue  # as somebody typed it
+            for relation in (
+                reading_name(spec),
+                *self._earlier_leaves(spec, {*names, column.name}),
+            ):
+                self._cursor.execute(
+                    sql.SQL(
+                        "select distinct {c}::text from {t} where {own} and {c} is not null"
+                    ).format(
+                        c=sql.Identifier(column.name),
+                        t=relation,
+                        own=self._by_number(spec, names),
+                    )
+                )
+                found[column.pii or ""] |= {value for (value,) in self._cursor.fetchall()}
         for spec, names, column in written:
-            others = sql.SQL("not {} and {}::text = any({}::text[])").format(
-                self._by_number(spec, names),
-                sql.Identifier(column.name),
-                sql.Literal(sorted(found[column.pii or ""])),
+            kind = column.pii or ""
+            self._cursor.execute(
+                sql.SQL(
+                    "select v from unnest({values}::text[]) as v where exists (select from {t} "
+                    "where not {own} and strpos(lower({c}::text), lower(v)) > 0)"
+                ).format(
+                    values=sql.Literal(sorted(found[kind])),
+                    t=reading_name(spec),
+                    own=self._by_number(spec, names),
+                    c=sql.Identifier(column.name),
+                )
             )
-            found[column.pii or ""] -= self._values(spec, column, others)
+            found[kind] -= {value for (value,) in self._cursor.fetchall()}
         return found
 
-    def _values(self, spec: TableSpec, column: ColumnSpec, condition: sql.Composable) -> set[str]:
+    def _earlier_leaves(self, spec: TableSpec, needed: Set[str]) -> list[sql.Identifier]:
+        """The rows of kept versions that have these columns, where the role may look."""
+        if not self.may_look_back():
+            return []
+        leaves = sorted({leaf for table, _, _, leaf in self._kept() if table == spec.full_name})
+        columns = columns_of(self._cursor, leaves)
+        return [sql.Identifier(LEAVES, leaf) for leaf in leaves if columns[leaf].keys() >= needed]
+
+    def _kept(self) -> list[tuple[str, str, int, str]]:
+        """Table, month, version and leaf of every version that has been replaced, and is kept."""
         self._cursor.execute(
-            sql.SQL("select distinct {}::text from {} where {}").format(
-                sql.Identifier(column.name), reading_name(spec), condition
-            )
+            "select table_name, to_char(month, 'YYYY-MM'), version, leaf from meta.versions "
+            "where not is_current and table_name = any(%s) order by table_name, month, version",
+            (list(self._places),),
         )
-        return {value for (value,) in self._cursor.fetchall()}
+        return list(self._cursor.fetchall())
 
     def held(self, table: str, contacts: Mapping[str, Collection[str]]) -> Held:
         """The person's rows in a table."""
@@ -410,11 +447,11 @@ class _Search:
             "left join meta.deliveries as d using (delivery_id) "
             "where exists (select from line as l where l.delivery_id = q.delivery_id "
             "and l.line = q.line) or (q.table_name like 'bronze.%%' and ("
-            "exists (select from unnest(%s::text[]) as e where strpos(lower(q.raw), e) > 0) "
+            "exists (select from unnest(%s::text[]) as e where lower(q.raw) ~ e) "
             "or exists (select from unnest(%s::text[]) as p where "
-            "strpos(regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g'), p) > 0))) "
+            "regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g') ~ (p || '(?![0-9])')))) "
             "order by q.table_name, q.delivery_id, q.line",
-            (json.dumps(sorted(self._lines)), [e.lower() for e in contacts["email"]], digits),
+            (json.dumps(sorted(self._lines)), list(map(_whole, contacts["email"])), digits),
         )
         return (Rejected(*row) for row in self._cursor.fetchall())
 
@@ -425,12 +462,7 @@ class _Search:
 
     def earlier(self) -> Iterator[Earlier]:
         """Versions that have been replaced, and are kept with rows of the person in them."""
-        self._cursor.execute(
-            "select table_name, to_char(month, 'YYYY-MM'), version, leaf from meta.versions "
-            "where not is_current and table_name = any(%s) order by table_name, month, version",
-            (list(self._places),),
-        )
-        kept = self._cursor.fetchall()
+        kept = self._kept()
         columns = columns_of(self._cursor, [leaf for *_, leaf in kept])
         # A rollback lets two versions share their rows.
         counted: dict[str, int] = {}
@@ -462,19 +494,27 @@ class _Search:
 # --- files that are in no table -----------------------------------------------------------------
 
 
+def _whole(email: str) -> str:
+    """A pattern for PostgreSQL: the address, and not a part of a longer one."""
+    return rf"(?<![a-z0-9._%+-]){re.escape(email.lower())}(?![a-z0-9_-]|\.[a-z0-9])"
+
+
 def _last_digits(phone: str) -> str:
     digits = "".join(filter(str.isdigit, phone))
     return digits[-_PHONE_DIGITS:] if len(digits) >= _PHONE_DIGITS else ""
 
 
-def mentions_of(subject: Subject, folder: Path) -> list[str]:
-    """Files below a folder that name a contact of the person, packed ones unpacked."""
+def mentions_of(subject: Subject, folder: Path) -> Iterator[tuple[str, bool]]:
+    """Files below a folder that name a contact of the person, packed ones unpacked.
+
+    Yields:
+        The file, and whether it names one; False where it could not be read to its end.
+    """
     needles = _needles(subject.contacts)
-    return [
-        file
-        for file, path in landed_paths(folder)
-        if needles and _mentions(path, needles, _MOST_SEARCHED_BYTES)
-    ]
+    for file, path in landed_paths(folder) if needles else ():
+        is_there = _mentions(path, needles, _MOST_SEARCHED_BYTES)
+        if is_there is not False:
+            yield file, is_there is True
 
 
 def _needles(contacts: Mapping[str, Iterable[str]]) -> list[bytes]:

@@ -11,7 +11,10 @@ Does not belong here: who was erased (`erased.py`), tables and versions (`govern
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
+import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -23,19 +26,22 @@ from sqlalchemy import Engine
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError
 from metalayer.landing.entries import Candidate, Entries, lock
-from metalayer.landing.erased import Register, load_register, watching
-from metalayer.landing.files import WITHDRAWN_FOLDER, landed_paths, match_source
-from metalayer.landing.judge import identifier, literal
+from metalayer.landing.erased import Register, folder_of, load_register, watching
+from metalayer.landing.files import WITHDRAWN_FOLDER, Skipped, landed_paths, match_source
+from metalayer.landing.judge import SourceShape, identifier, literal
 from metalayer.landing.parsed import parse_landed
+from metalayer.landing.raw import GZIP_MAGIC
 from metalayer.landing.reader import ErasedFound, FileInFlux, fingerprint
 from metalayer.landing.records import is_erased, open_with_grammar
-from metalayer.landing.redact import redacted
+from metalayer.landing.redact import aside_of, redacted
 from metalayer.landing.repaired import CONTENT_CHARACTERS
 from metalayer.landing.shape import Terms, parse_name, parsed_paths, terms_of, unpacking_of
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
 
-_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.erased")
+#: A file that was written to this lately is not rewritten: somebody may not be done with it.
+_SETTLED_SECONDS = 5.0
 
 
 @dataclass
@@ -68,9 +74,7 @@ class Cleared:
     def finish(self) -> None:
         """Put the new files in their places; the ledger has been committed."""
         for path, aside in self._asides.items():
-            # A registration that began meanwhile may have done it.
-            with contextlib.suppress(FileNotFoundError):
-                aside.replace(path)
+            _take_place(aside, path)
         for parse in self._parses:
             parse.unlink(missing_ok=True)
 
@@ -80,9 +84,22 @@ class Cleared:
             aside.unlink(missing_ok=True)
 
 
+def _take_place(aside: Path, path: Path) -> None:
+    """Put a new file in place of the one it was made from; not of a newer export of that name."""
+    # A registration that began meanwhile may have done it.
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mtime_ns == aside.stat().st_mtime_ns:
+            aside.replace(path)
+        else:
+            aside.unlink()
+
+
 def _finish_interrupted(cursor: Any, settings: Settings) -> None:
-    """Put new files in their places that somebody was killed before doing so with."""
-    for aside in settings.landing.glob("*/.*.part"):
+    """Put new files in their places that somebody was killed before doing so with.
+
+    The caller holds the ledger, so nobody is about to.
+    """
+    for aside in settings.landing.rglob(".*.erased"):
         named = _ASIDE.fullmatch(aside.name)
         if named is None:
             continue
@@ -93,47 +110,76 @@ def _finish_interrupted(cursor: Any, settings: Settings) -> None:
             (path.relative_to(settings.landing).as_posix(),),
         )
         entered = {sha256 for (sha256,) in cursor.fetchall()}
-        # What somebody is copying into the landing zone is in no ledger.
         with contextlib.suppress(LandingError, FileNotFoundError):
-            if entered and fingerprint(aside).sha256 in entered:
-                aside.replace(path)
+            if fingerprint(aside).sha256 in entered:
+                _take_place(aside, path)
+        aside.unlink(missing_ok=True)
 
 
-def take_out(candidate: Candidate, spans: list[tuple[int, int]], settings: Settings) -> None:
-    """Rewrite a file that is to be taken in, without these records.
+def take_out(candidate: Candidate, found: ErasedFound, settings: Settings) -> None:
+    """Rewrite a file that is to be taken in, without the records that were found in it.
 
     Raises:
         FileInFlux: when it has changed since it was found.
     """
     landed = candidate.landed
-    aside = redacted(landed.path, candidate.terms.shape, spans, _work(settings, candidate.terms))
+    if time.time() - landed.mtime_ns / 1e9 < _SETTLED_SECONDS:
+        raise FileInFlux(f"{landed.path.name} may still be written to", "Build again")
+    work = _work(settings, candidate.terms)
+    aside = redacted(landed.path, candidate.terms.shape, found, work)
     try:
         content, info = fingerprint(aside), aside.stat()
         now = landed.path.stat()
-        if (now.st_size, now.st_mtime_ns) != (landed.size, landed.mtime_ns):
+        as_found = (landed.size, landed.mtime_ns, candidate.sha256)
+        if (now.st_size, now.st_mtime_ns, found.sha256) != as_found:
             raise FileInFlux(f"{landed.path.name} changed while it was read", "Build again")
         aside.replace(landed.path)
+    except FileNotFoundError:
+        raise FileInFlux(f"{landed.path.name} is not there any more", "Build again") from None
     finally:
         aside.unlink(missing_ok=True)
     candidate.landed = replace(landed, size=info.st_size, mtime_ns=info.st_mtime_ns)
     candidate.sha256 = content.sha256
-    candidate.rows_erased += len(spans)
+    candidate.rows_erased += len(found.spans)
 
 
 def clear_restored(
-    pool: Engine, settings: Settings, sources: Mapping[str, TableSpec], today: date
-) -> None:
-    """Take those out again whom an earlier state of the warehouse, restored, has brought back."""
+    pool: Engine,
+    settings: Settings,
+    sources: Mapping[str, TableSpec],
+    today: date,
+    *,
+    waits: bool = True,
+) -> list[Skipped]:
+    """Take those out again whom an earlier state of the warehouse, restored, has brought back.
+
+    And finish what somebody was killed at. Where nobody was ever erased it is one look at a file.
+
+    Args:
+        waits: Whether to wait while somebody else takes files in.
+
+    Returns:
+        What could not be done, and why; what is landed otherwise goes on.
+
+    Raises:
+        LedgerBusyError: when somebody else takes files in, and this does not wait.
+    """
+    if not folder_of(settings).is_dir():
+        return []
     with transaction(pool) as connection, connection.cursor() as cursor:
-        register = load_register(cursor, settings)
-        if register is None:
-            return
+        lock(cursor, waits=waits)
         _finish_interrupted(cursor, settings)
-        if not register.news:
-            return
-        cleared = clear(cursor, settings, sources, register, today)
+        register = load_register(cursor, settings, joins=True)
+        if register is None or not register.news:
+            return []
+        try:
+            cleared = clear(cursor, settings, sources, register, today)
+        except LandingError as error:
+            connection.rollback()
+            return [Skipped("erased persons", str(error))]
         connection.commit()
         cleared.finish()
+    return []
 
 
 def clear(
@@ -142,13 +188,13 @@ def clear(
     sources: Mapping[str, TableSpec],
     register: Register,
     today: date,
-    lines: Mapping[str, Collection[int]] | None = None,
+    lines: Mapping[int, Collection[int]] | None = None,
 ) -> Cleared:
     """Take erased persons out of every landed file, in the caller's transaction.
 
     Args:
         sources: Source name -> the silver table it feeds.
-        lines: File -> further lines on which records of theirs begin: such that cannot be read.
+        lines: Delivery -> further lines on which records of theirs begin: such that cannot be read.
 
     Returns:
         The new files, for the caller to `finish` once committed, or to `abandon`.
@@ -192,7 +238,7 @@ class _Source:
         settings: Settings,
         terms: Terms,
         cleared: Cleared,
-        lines: Mapping[str, Collection[int]],
+        lines: Mapping[int, Collection[int]],
     ) -> None:
         self._entries = Entries(cursor, settings, terms)
         self._settings = settings
@@ -217,7 +263,10 @@ class _Source:
         cursor = self._entries.cursor
         cursor.execute(
             "select delivery_id, file, sha256, fallback_month, status = 'loaded', is_repair "
-            "from meta.deliveries where source = %s and status in ('loaded', 'duplicate') "
+            "from meta.deliveries as d where source = %s and (status = 'loaded' "
+            # A copy whose file has been replaced is no file any more.
+            "or (status = 'duplicate' and not exists (select from meta.deliveries as n "
+            "where n.source = d.source and n.file = d.file and n.delivery_id > d.delivery_id))) "
             "order by delivery_id",
             (self._terms.source.name,),
         )
@@ -225,7 +274,7 @@ class _Source:
 
     def _may_concern(self, each: _Live) -> bool:
         """Whether the parse has an erased person, or cannot say so."""
-        if self._lines.get(each.file):
+        if self._lines.get(each.delivery):
             return True
         paths = parsed_paths(self._settings.parsed_dir, self._terms.shape, each.sha256, each.month)
         if not all(path.exists() for path in paths):
@@ -245,26 +294,31 @@ class _Source:
 
     def _clear(self, each: _Live) -> None:
         path = self._settings.landing / each.file
-        shape = self._shape_for(each.file)
+        shape = self._shape_for(each.delivery)
         try:
             parse_landed(path, shape, each.month, each.sha256, self._settings.parsed_dir)
         except ErasedFound as found:
-            aside = redacted(path, shape, found.spans, _work(self._settings, self._terms))
+            if found.sha256 != each.sha256:
+                raise self._is_another(each, "it has changed") from None
+            aside = redacted(path, shape, found, _work(self._settings, self._terms))
             self._cleared.add(path, aside)
             self._cleared.files[each.file] = len(found.spans)
             self._record(each, aside, len(found.spans))
         except LandingError as error:
-            raise LandingError(
-                f"{each.file} is needed to take an erased person out of it, and cannot be read as "
-                f"it was ({error.message})",
-                f"Land {each.file} as it was once more, or take it out with "
-                f"`metalayer land --withdraw {each.file}`",
-            ) from error
+            raise self._is_another(each, error.message) from error
 
-    def _shape_for(self, file: str) -> Any:
+    def _is_another(self, each: _Live, cause: str) -> LandingError:
+        return LandingError(
+            f"{each.file} is needed to take an erased person out of it, and cannot be read as it "
+            f"was ({cause})",
+            f"Land {each.file} as it was once more, or take it out with "
+            f"`metalayer land --withdraw {each.file}`",
+        )
+
+    def _shape_for(self, delivery: int) -> SourceShape:
         shape = self._terms.shape
         assert shape.erasing is not None
-        known = frozenset(self._lines.get(file, ()))
+        known = frozenset(self._lines.get(delivery, ()))
         return replace(shape, erasing=replace(shape.erasing, lines=known))
 
     def _record(self, each: _Live, aside: Path, erased: int) -> None:
@@ -287,13 +341,16 @@ class _Source:
     def _point_anew(self, each: _Live) -> None:
         """Have a repair name the contents that it mends by what they are now."""
         path = self._settings.landing / each.file
-        text = before = self._cleared.now_at(path).read_bytes()
+        text = self._cleared.now_at(path).read_bytes()
+        is_packed = text.startswith(GZIP_MAGIC)
+        text = before = gzip.decompress(text) if is_packed else text
         for old, new in self._renamed.items():
             text = text.replace(f"{old}:".encode(), f"{new}:".encode())
         if text == before:
             return
-        aside = path.with_name(f".{path.name}.{each.delivery:032x}.part")
-        aside.write_bytes(text)
+        aside = aside_of(path)
+        aside.write_bytes(gzip.compress(text, mtime=0) if is_packed else text)
+        shutil.copystat(path, aside)
         self._cleared.add(path, aside)
         self._entries.cursor.execute(
             "select sha256 from meta.deliveries where delivery_id = %s", (each.delivery,)
@@ -334,7 +391,7 @@ def _clear_others(
             content = fingerprint(path).sha256
             parse_landed(path, terms.shape, terms.shape.last_month, content, settings.parsed_dir)
         except ErasedFound as found:
-            cleared.add(path, redacted(path, terms.shape, found.spans, _work(settings, terms)))
+            cleared.add(path, redacted(path, terms.shape, found, _work(settings, terms)))
             cleared.files[file] = len(found.spans)
         except LandingError:
             continue  # whom it names is told by the search that follows

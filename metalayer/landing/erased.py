@@ -11,6 +11,7 @@ Does not belong here: rewriting a file (`redact.py`), or erasing somebody (`gove
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,44 +59,38 @@ def folder_of(settings: Settings) -> Path:
     return settings.home / "erased"
 
 
-def load_register(cursor: Any, settings: Settings) -> Register | None:
-    """The register of both places, which know the same afterwards; None if nobody was erased.
+def load_register(cursor: Any, settings: Settings, *, joins: bool = False) -> Register | None:
+    """The register of both places; None if nobody was erased.
+
+    Args:
+        joins: Whether each place is to know afterwards what the other does. The caller then holds
+            the ledger, and commits.
 
     Raises:
-        ConfigurationError: when the warehouse has erased persons, and the home no salt.
+        ConfigurationError: when the salt is missing that the warehouse's hashes were made with.
     """
+    salt = _salt(cursor, settings)
+    if salt is None:
+        return None
     cursor.execute("select kind, token from meta.erased")
     known = set(cursor.fetchall())
     noted = _noted(settings)
-    salt = _salt(settings)
-    if salt is None:
-        if known:
-            raise ConfigurationError(
-                f"The salt of those who were erased is missing: {folder_of(settings) / 'salt'}",
-                "Bring the folder back from a backup of METALAYER_HOME. Without it nobody can tell "
-                "whether a file brings them back.",
-            )
-        return None
-    news = noted - known
-    if news:
-        cursor.executemany("insert into meta.erased (kind, token) values (%s, %s)", sorted(news))
-    for kind, token in known - noted:
-        _note(settings, kind, token)
-    tokens: dict[str, set[str]] = {}
-    for kind, token in known | noted:
-        tokens.setdefault(kind, set()).add(token)
-    if not tokens:
-        return None
-    return Register(salt, {k: frozenset(found) for k, found in tokens.items()}, bool(news))
+    register = _register(salt, known | noted, news=bool(noted - known))
+    if joins:
+        cursor.executemany(
+            "insert into meta.erased (kind, token) values (%s, %s) on conflict do nothing",
+            sorted(noted - known),
+        )
+        note(settings, register)
+    return register if register.tokens else None
 
 
 def remember(cursor: Any, settings: Settings, kind: str, number: str) -> Register:
-    """Enter a person; from now on no file brings them back."""
-    register = _register(settings)
-    token = register.token(kind, number)
-    # In the home first: what is only there is noticed, and made up for.
-    if (kind, token) not in _noted(settings):
-        _note(settings, kind, token)
+    """Enter a person into the warehouse's register; `note` enters them into the home's.
+
+    The caller holds the ledger, and notes what is returned right before the commit.
+    """
+    token = make_token(cursor, settings, kind, number)
     cursor.execute(
         "insert into meta.erased (kind, token) values (%s, %s) on conflict do nothing",
         (kind, token),
@@ -105,9 +100,39 @@ def remember(cursor: Any, settings: Settings, kind: str, number: str) -> Registe
     return found
 
 
-def token_of(settings: Settings, kind: str, number: str) -> str:
-    """The hash that stands for a person, with a salt that is made if there is none yet."""
-    return _register(settings).token(kind, number)
+def note(settings: Settings, register: Register) -> None:
+    """Have the home know whom the register knows."""
+    noted = _noted(settings)
+    for kind, tokens in register.tokens.items():
+        for token in sorted(tokens):
+            if (kind, token) not in noted:
+                _note(settings, kind, token)
+
+
+def token_of(cursor: Any, settings: Settings, kind: str, number: str) -> str | None:
+    """The hash that stands for a person; None where nobody has been given one yet.
+
+    Raises:
+        ConfigurationError: as `load_register`.
+    """
+    salt = _salt(cursor, settings)
+    return None if salt is None else Register(salt, {}).token(kind, number)
+
+
+def make_token(cursor: Any, settings: Settings, kind: str, number: str) -> str:
+    """The same, with a salt that is made if there is none."""
+    salt = _salt(cursor, settings)
+    if salt is None:
+        folder = folder_of(settings)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_new(folder / "salt", secrets.token_hex(_SALT_BYTES).encode())
+        salt = _salt(cursor, settings)
+        assert salt is not None
+    cursor.execute(
+        "insert into meta.erased_salt (fingerprint) values (%s) on conflict do nothing",
+        (_fingerprint(salt),),
+    )
+    return Register(salt, {}).token(kind, number)
 
 
 def numbered_columns(
@@ -157,38 +182,47 @@ def watching(
     return replace(terms, shape=replace(terms.shape, erasing=erasing))
 
 
-def _register(settings: Settings) -> Register:
-    salt = _salt(settings)
-    if salt is None:
-        salt = secrets.token_hex(_SALT_BYTES)
-        folder = folder_of(settings)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(folder / "salt", salt)
-        salt = _salt(settings)
-        assert salt is not None
-    return Register(salt, {})
+def _register(salt: str, persons: Collection[tuple[str, str]], *, news: bool) -> Register:
+    tokens: dict[str, set[str]] = {}
+    for kind, token in persons:
+        tokens.setdefault(kind, set()).add(token)
+    return Register(salt, {kind: frozenset(found) for kind, found in tokens.items()}, news)
 
 
-def _salt(settings: Settings) -> str | None:
+def _salt(cursor: Any, settings: Settings) -> str | None:
+    """The salt of this home, which must be the one that the warehouse's hashes were made with."""
+    path = folder_of(settings) / "salt"
     try:
-        return (folder_of(settings) / "salt").read_text().strip()
+        salt = path.read_text().strip()
     except FileNotFoundError:
-        return None
+        salt = None
+    cursor.execute("select fingerprint from meta.erased_salt")
+    used = cursor.fetchone()
+    if used is not None and (salt is None or _fingerprint(salt) != used[0]):
+        what = "missing" if salt is None else "another one"
+        raise ConfigurationError(
+            f"The salt of those who were erased, or are on hold, is {what}: {path}",
+            "Bring the folder back from a backup of METALAYER_HOME. Without it nobody can tell "
+            "whether a file brings them back.",
+        )
+    return salt
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all; who was faster has it."""
+def _fingerprint(salt: str) -> str:
+    return hashlib.sha256(f"salt:{salt}".encode()).hexdigest()
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that only its owner reads, whole or not at all; who was faster has it."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as out:
-            out.write(text)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        try:
+        with contextlib.suppress(FileExistsError):
             path.hardlink_to(aside)
-        except FileExistsError:
-            return
     finally:
         aside.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ Does not belong here: what is in a file (`reader.py`) or what became of it (`led
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -92,8 +93,10 @@ def landed_paths(landing: Path) -> Iterator[tuple[str, Path]]:
     for folder, _, names in os.walk(landing):
         for name in sorted(names):
             path = Path(folder) / name
-            if stat.S_ISREG(path.lstat().st_mode):
-                yield path.relative_to(landing).as_posix(), path
+            # What is gone since it was listed is no file any more.
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISREG(path.lstat().st_mode):
+                    yield path.relative_to(landing).as_posix(), path
 
 
 def match_source(name: str, sources: Iterable[SourceSpec]) -> SourceSpec | None:

@@ -91,9 +91,10 @@ def register(
         LedgerBusyError: when somebody else takes files in, and this does not wait.
     """
     clear_litter(settings)
-    clear_restored(pool, settings, sources, today or datetime.now(UTC).date())
+    day = today or datetime.now(UTC).date()
+    left = clear_restored(pool, settings, sources, day, waits=waits)
     with transaction(pool) as connection, connection.cursor() as cursor:
-        return register_in(
+        found = register_in(
             cursor,
             settings,
             sources,
@@ -104,6 +105,8 @@ def register(
             waits=waits,
             rewrites=True,
         )
+    found.skipped += left
+    return found
 
 
 def register_in(
@@ -243,7 +246,7 @@ class _Desk:
         except ErasedFound as found:
             if not self.rewrites:
                 raise
-            take_out(candidate, found.spans, self.settings)
+            take_out(candidate, found, self.settings)
         return self._parse_as_it_is(candidate)
 
     def _parse_as_it_is(self, candidate: Candidate) -> Parsed:

@@ -20,7 +20,7 @@ from metalayer.outages import is_full_disk
 
 _MB = 1024 * 1024
 _CHUNK_BYTES = _MB
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def unpacked(
         LandingError: when a gzip is damaged, or unfolds beyond `limits`.
     """
     first = next(chunks, b"")
-    if not first.startswith(_GZIP_MAGIC):
+    if not first.startswith(GZIP_MAGIC):
         return chained(first, chunks)
     return _gunzipped(path, chained(first, chunks), limits or UNPACKING)
 

@@ -114,7 +114,7 @@ def parse(
             try:
                 records.read()
                 if spans := records.erased():
-                    raise ErasedFound(path.name, spans)
+                    raise ErasedFound(path.name, spans, facts.fingerprint.sha256)
                 rows_read, rows_rejected, months = records.counts()
                 records.write(rows, rejects)
             except duckdb.OutOfMemoryException as error:
@@ -144,13 +144,15 @@ class ErasedFound(LandingError):  # noqa: N818 - no error of the file's
 
     Attributes:
         spans: First and last line of each of them.
+        sha256: Of the content that has them.
     """
 
-    def __init__(self, name: str, spans: list[tuple[int, int]]) -> None:
+    def __init__(self, name: str, spans: list[tuple[int, int]], sha256: str) -> None:
         super().__init__(
             f"{name} has records of persons who were erased", "The next build takes them out of it."
         )
         self.spans = spans
+        self.sha256 = sha256
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import IO, cast
 import numpy as np
 
 from metalayer.contracts.classification import ANONYMOUS
+from metalayer.errors import LandingError
 from metalayer.landing.header import Header, read_header
 from metalayer.landing.judge import SourceShape
 from metalayer.landing.normalise import (
@@ -35,50 +36,69 @@ from metalayer.landing.normalise import (
     normalise,
 )
 from metalayer.landing.quotes import LINE_BREAK, Ending, fields_of
+from metalayer.landing.raw import GZIP_MAGIC
+from metalayer.landing.reader import ErasedFound, FileInFlux
+from metalayer.outages import is_full_disk
 
 _BLOCK_BYTES = 4 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
 # ESCAPE itself last: the others must not find what it brings back.
 _PLAIN = ((NUL, "\0"), (CARRIAGE_RETURN, "\r"), (ESCAPED_ESCAPE, ESCAPE))
 
 
-def redacted(path: Path, shape: SourceShape, spans: Sequence[tuple[int, int]], work: Path) -> Path:
+def redacted(path: Path, shape: SourceShape, found: ErasedFound, work: Path) -> Path:
     """Write a file without these records beside it, and return where; the file stays as it is.
 
     Args:
         shape: Of its source, with `erasing`.
-        spans: First and last line of each record, in order.
+        found: What the reader found in it.
         work: An existing folder for what is written meanwhile.
 
     Raises:
         LandingError: when the file cannot be read any more, `FileInFlux` if it changed.
     """
     assert shape.erasing is not None
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    aside = aside_of(path)
     folder = Path(tempfile.mkdtemp(prefix=".parse-", dir=work))
     try:
         lines_path = folder / "lines"
         facts = normalise(path, lines_path, shape.unpacking)
+        if facts.fingerprint.sha256 != found.sha256:
+            raise FileInFlux(f"{path.name} changed while it was read", "Build again")
         with closing(clean_lines(lines_path)) as lines:
             header = read_header(path.name, lines, [column.name for column in shape.columns], [])
         with lines_path.open("rb") as source, _opened(path, aside) as out:
-            _copy(source, out, spans, header, shape, has_escapes=facts.has_escapes)
+            _copy(source, out, found.spans, header, shape, has_escapes=facts.has_escapes)
         shutil.copystat(path, aside)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not is_full_disk(error):
+            raise LandingError(
+                f"{path.name} has records of persons who were erased, and cannot be rewritten: "
+                f"{error.strerror or error}",
+                "Give this user the right to write there, or take the file away",
+            ) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return aside
 
 
+def aside_of(path: Path) -> Path:
+    """A new name beside a file, for what is to take its place; nobody takes it for an export."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.erased")
+
+
 @contextlib.contextmanager
 def _opened(path: Path, aside: Path) -> Iterator[IO[bytes]]:
     """The new file, open for writing: packed if the old one is."""
     with path.open("rb") as old:
-        is_packed = old.read(2) == _GZIP_MAGIC
+        is_packed = old.read(2) == GZIP_MAGIC
     if is_packed:
-        with gzip.open(aside, "wb") as out:
+        # Without name and time in it, the same content gives the same bytes.
+        with (
+            aside.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out,
+        ):
             yield cast(IO[bytes], out)
     else:
         with aside.open("wb") as out:

@@ -58,6 +58,10 @@ create table if not exists meta.erased (
 );
 comment on table meta.erased is 'Persons who were erased, as salted hashes of their numbers; the salt is kept in METALAYER_HOME';
 
+create table if not exists meta.erased_salt (fingerprint text not null);
+create unique index if not exists erased_salt_is_one on meta.erased_salt ((true));
+comment on table meta.erased_salt is 'Which salt the hashes of persons were made with; the salt itself is kept in METALAYER_HOME';
+
 create table if not exists meta.holds (
     kind text not null,
     token text not null,

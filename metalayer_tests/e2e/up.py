@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -35,6 +36,8 @@ ARTIFACTS = PROJECT_ROOT / "artifacts"
 #: Head of an export of orders.
 ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
 READY = "MetaLayer is up: "
+#: For adding up a million numbers, on a processor of 2 GHz that has nothing else to do.
+_USUAL_SECONDS = 0.08
 
 
 class Stopwatch:
@@ -68,6 +71,21 @@ class Stopwatch:
                 times = process.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
         return total
+
+
+def slowness() -> float:
+    """How many times as long as usual this machine takes for Python's simplest work just now.
+
+    Limits in seconds are meant for an undisturbed machine. Processors that share a core with
+    somebody's, or are throttled, say nothing of it but by what they get done.
+    """
+    took = []
+    for _ in range(5):
+        began, total = time.process_time(), 0
+        for number in range(1_000_000):
+            total += number
+        took.append(time.process_time() - began)
+    return max(1.0, median(took) / _USUAL_SECONDS)
 
 
 def _busy_seconds() -> float:

@@ -62,7 +62,7 @@ def whose(row: Any) -> str:
 def taken_out(path: Path, of: SourceShape, folder: Path) -> Path:
     with pytest.raises(ErasedFound) as found:
         rows(path, of, folder)
-    return redacted(path, of, found.value.spans, folder)
+    return redacted(path, of, found.value, folder)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_nobody_else_is_touched_whatever_is_in_the_file(
     try:
         rows(path, watched, tmp_path)
     except ErasedFound as found:
-        aside = redacted(path, watched, found.spans, tmp_path)
+        aside = redacted(path, watched, found, tmp_path)
     else:
         return
     after = rows(aside, watched, tmp_path)
