@@ -45,7 +45,8 @@ Tell = Callable[[str], None]
 _REWRITTEN = (
     *("meta.quarantine", "meta.past_quarantine", "meta.changed_keys", "meta.deliveries"),
     *("meta.failed_months", "meta.failed_checks", "meta.versions"),
-    *("pg_catalog.pg_statistic", "pg_catalog.pg_class", "pg_catalog.pg_attribute"),
+    # Last: the most frequent values of columns are there, and new ones have just replaced the old.
+    "pg_catalog.pg_statistic",
 )
 
 
@@ -292,16 +293,6 @@ def _scrub(warehouse: Warehouse, held_in: list[str]) -> list[str]:
         connection.autocommit = True
         try:
             with connection.cursor() as cursor:
-                cursor.execute(
-                    "select n.nspname, c.relname from pg_class as c join pg_namespace as n "
-                    "on n.oid = c.relnamespace where c.relkind = 'p' "
-                    "and n.nspname = any(array['bronze', 'silver', 'gold'])"
-                )
-                for schema, name in cursor.fetchall():
-                    cursor.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, name)))
-                for table in _REWRITTEN:
-                    with contextlib.suppress(psycopg2.errors.InsufficientPrivilege):
-                        cursor.execute(f"vacuum (full, analyze) {table}")
                 # What went to the quarantine had been staged before, and lies there dead; so does
                 # what was exchanged while somebody read the month.
                 cursor.execute(
@@ -316,6 +307,16 @@ def _scrub(warehouse: Warehouse, held_in: list[str]) -> list[str]:
                                 sql.Identifier(LEAVES, leaf)
                             )
                         )
+                cursor.execute(
+                    "select n.nspname, c.relname from pg_class as c join pg_namespace as n "
+                    "on n.oid = c.relnamespace where c.relkind = 'p' "
+                    "and n.nspname = any(array['bronze', 'silver', 'gold'])"
+                )
+                for schema, name in cursor.fetchall():
+                    cursor.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, name)))
+                for table in _REWRITTEN:
+                    with contextlib.suppress(psycopg2.errors.InsufficientPrivilege):
+                        cursor.execute(f"vacuum (full, analyze) {table}")
                 if warehouse.settings.database_url is None:
                     left += _forget_changes(cursor)
         finally:
