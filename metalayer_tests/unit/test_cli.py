@@ -27,9 +27,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "demo", "up", "land", "build", "migrate", "roles", "scan", "status", "ledger", "rejects",
-        "query", "trace", "versions", "diff", "rollback", "docs", "contracts", "audit", "generate",
-        "doctor",
+        "demo", "up", "land", "build", "migrate", "roles", "scan", "subject", "erase", "hold",
+        "status", "ledger", "rejects", "query", "trace", "versions", "diff", "rollback", "docs",
+        "contracts", "audit", "generate", "doctor",
     ]  # fmt: skip
 
 
