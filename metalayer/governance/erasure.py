@@ -275,12 +275,19 @@ def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dic
             (list(held_in), found.number),
         )
         # What is in the quarantine now is of no file any more; that of kept versions was.
-        gone = {(r.delivery_id, r.line) for r in (*found.quarantined, *again.quarantined)}
+        gone = (*found.quarantined, *again.quarantined)
         cursor.execute(
-            "delete from meta.past_quarantine as q using unnest(%s::bigint[], %s::bigint[]) "
-            "as gone (delivery_id, line) "
-            "where q.delivery_id = gone.delivery_id and q.line = gone.line",
-            ([delivery for delivery, _ in gone], [line for _, line in gone]),
+            "delete from meta.past_quarantine as q "
+            "using unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[]) "
+            "as gone (table_name, delivery_id, line, raw) where q.table_name = gone.table_name "
+            "and (q.delivery_id, q.line, q.raw) is not distinct from "
+            "(gone.delivery_id, gone.line, gone.raw)",
+            (
+                [row.table for row in gone],
+                [row.delivery_id for row in gone],
+                [row.line for row in gone],
+                [row.delivered for row in gone],
+            ),
         )
     return dropped
 

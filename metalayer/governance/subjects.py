@@ -391,9 +391,7 @@ class _Search:
             type_ = spec.column(name).type
             if spec.layer == "bronze":
                 type_ = self._tables.specs[f"silver.{spec.name}"].column(name).type
-                value = sql.SQL("btrim({}, {})").format(column, sql.Literal(_BLANKS))
-                if type_ == "bigint":
-                    value = sql.SQL(_AS_WHOLE).format(t=value)
+                value = _as_typed(column, type_)
             parts.append(sql.SQL("{} = {}::{}").format(value, number, sql.SQL(type_)))
         return sql.SQL("({})").format(sql.SQL(" or ").join(parts))
 
@@ -438,19 +436,38 @@ class _Search:
         And records that could not be read, and have an e-mail address or phone number of theirs.
         """
         digits = [number for number in map(_last_digits, contacts["phone"]) if number]
+        # Those of typed tables are kept with the columns that were delivered.
+        numbered = [
+            sql.SQL("(q.table_name = {} and {} = {}::{})").format(
+                sql.Literal(table),
+                _as_typed(sql.SQL("(q.fields ->> {})").format(sql.Literal(name)), column.type),
+                sql.Literal(self.number),
+                sql.SQL(column.type),
+            )
+            for table, names in self._places.items()
+            for name in names
+            if (column := self._tables.specs[table].column(name))
+            and not table.startswith("bronze.")
+        ]
         self._cursor.execute(
-            "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
-            "from jsonb_array_elements(%s::jsonb) as listed(l)) "
-            "select distinct q.table_name, d.file, q.delivery_id, q.line, q.rule, q.raw from ("
-            "select table_name, delivery_id, line, rule, raw from meta.quarantine union all "
-            "select table_name, delivery_id, line, rule, raw from meta.past_quarantine) as q "
-            "left join meta.deliveries as d using (delivery_id) "
-            "where exists (select from line as l where l.delivery_id = q.delivery_id "
-            "and l.line = q.line) or (q.table_name like 'bronze.%%' and ("
-            "exists (select from unnest(%s::text[]) as e where lower(q.raw) ~ e) "
-            "or exists (select from unnest(%s::text[]) as p where "
-            "regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g') ~ (p || '(?![0-9])')))) "
-            "order by q.table_name, q.delivery_id, q.line",
+            sql.SQL(
+                "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
+                "from jsonb_array_elements(%s::jsonb) as listed(l)), "
+                "kept as (select table_name, delivery_id, line, rule, raw from meta.quarantine "
+                "union all "
+                "select table_name, delivery_id, line, rule, raw from meta.past_quarantine), "
+                "q as (select *, case when pg_input_is_valid(raw, 'jsonb') then raw::jsonb end "
+                "as fields from kept) "
+                "select distinct q.table_name, d.file, q.delivery_id, q.line, q.rule, q.raw "
+                "from q left join meta.deliveries as d using (delivery_id) "
+                "where {numbered} or exists (select from line as l "
+                "where l.delivery_id = q.delivery_id and l.line = q.line) "
+                "or (q.table_name like 'bronze.%%' and ("
+                "exists (select from unnest(%s::text[]) as e where lower(q.raw) ~ e) "
+                "or exists (select from unnest(%s::text[]) as p where "
+                "regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g') ~ (p || '(?![0-9])')))) "
+                "order by q.table_name, q.delivery_id, q.line"
+            ).format(numbered=sql.SQL(" or ").join([*numbered, sql.SQL("false")])),
             (json.dumps(sorted(self._lines)), list(map(_whole, contacts["email"])), digits),
         )
         return (Rejected(*row) for row in self._cursor.fetchall())
@@ -492,6 +509,12 @@ class _Search:
 
 
 # --- files that are in no table -----------------------------------------------------------------
+
+
+def _as_typed(text: sql.Composable, type_: str) -> sql.Composable:
+    """What was delivered for a number, as its typed table reads it."""
+    plain = sql.SQL("btrim({}, {})").format(text, sql.Literal(_BLANKS))
+    return sql.SQL(_AS_WHOLE).format(t=plain) if type_ == "bigint" else plain
 
 
 def _whole(email: str) -> str:
