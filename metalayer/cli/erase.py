@@ -80,7 +80,7 @@ def erase(
 
 def _refuse_unwritable(path: Path) -> None:
     """Tell before there is anything to certify that the certificate cannot go there."""
-    from metalayer.governance.handover import refuse_to_overwrite
+    from metalayer.landing.export import refuse_to_overwrite
 
     refuse_to_overwrite(path)
     if not os.access(path.parent, os.W_OK | os.X_OK):

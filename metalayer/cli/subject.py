@@ -42,9 +42,10 @@ def subject(
             from metalayer.catalog import catalog
             from metalayer.errors import UsageError
             from metalayer.governance import handover, subjects
+            from metalayer.landing.export import refuse_to_overwrite
             from metalayer.warehouse.acts import record_now
 
-            handover.refuse_to_overwrite(out)
+            refuse_to_overwrite(out)
             with connection.cursor() as cursor:
                 found = subjects.subject(cursor, catalog(), settings, _KIND, customer, tell)
             if found.is_empty:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from metalayer.errors import UsageError
 from metalayer.governance.subjects import Subject
+from metalayer.landing.export import refuse_to_overwrite
 from metalayer.spreadsheets import defused
 
 # Spreadsheets take a file without it for something else than UTF-8.
@@ -47,14 +48,6 @@ def write_subject(subject: Subject, path: Path) -> None:
         ) from None
     finally:
         aside.unlink(missing_ok=True)
-
-
-def refuse_to_overwrite(path: Path) -> None:
-    """Raise `UsageError` if something is there."""
-    if path.exists() or path.is_symlink():
-        raise UsageError(
-            f"{path} is there already", "Name another file, or move it away if it is done with"
-        )
 
 
 def _write(subject: Subject, archive: zipfile.ZipFile) -> None:

@@ -31,6 +31,7 @@ from metalayer.governance.roles import PREFIX
 from metalayer.landing.files import landed_paths
 from metalayer.lineage.columns import Origin, expressions
 from metalayer.settings import Settings
+from metalayer.tracing import Lines
 from metalayer.warehouse.ddl import identifiers, reading_name
 from metalayer.warehouse.leaves import LEAVES, columns_of
 
@@ -96,15 +97,6 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class FileLines:
-    """Lines of a landed file, in one delivery of it, on which records of the person begin."""
-
-    file: str
-    delivery_id: int
-    lines: list[int]
-
-
-@dataclass(frozen=True)
 class Subject:
     """Everything that is held of one person.
 
@@ -122,7 +114,7 @@ class Subject:
     tables: list[Held] = field(default_factory=list)
     quarantined: list[Rejected] = field(default_factory=list)
     earlier_versions: list[Earlier] = field(default_factory=list)
-    files: list[FileLines] = field(default_factory=list)
+    files: list[Lines] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     unsearched: list[str] = field(default_factory=list)
 
@@ -500,12 +492,12 @@ class _Search:
         )
         return int(self._cursor.fetchone()[0])
 
-    def files(self) -> list[FileLines]:
+    def files(self) -> list[Lines]:
         """The landed lines that the rows found so far came from."""
         lines: dict[tuple[str, int], set[int]] = {}
         for delivery, line in self._lines:
             lines.setdefault((self._file(delivery), delivery), set()).add(line)
-        return [FileLines(*place, sorted(found)) for place, found in sorted(lines.items())]
+        return [Lines(*place, sorted(found)) for place, found in sorted(lines.items())]
 
 
 # --- files that are in no table -----------------------------------------------------------------

@@ -62,10 +62,7 @@ def export_quarantined(
     Raises:
         UsageError: when it is there, or cannot be written.
     """
-    if path.exists() or path.is_symlink():
-        raise UsageError(
-            f"{path} is there already", "Name another file, or move it away if it is done with"
-        )
+    refuse_to_overwrite(path)
     with open_memory() as memory, connection.cursor() as cursor:
         load_quarantined(connection, settings, memory, condition)
         cursor.execute(
@@ -83,6 +80,14 @@ def export_quarantined(
         if rows:
             _write(memory, _columns(cursor, memory), path)
     return Exported(rows, rows - split, from_files - found, made)
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise `UsageError` if something is there."""
+    if path.exists() or path.is_symlink():
+        raise UsageError(
+            f"{path} is there already", "Name another file, or move it away if it is done with"
+        )
 
 
 def _columns(cursor: Any, memory: duckdb.DuckDBPyConnection) -> list[str]:
