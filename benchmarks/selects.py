@@ -29,6 +29,24 @@ _HALF_OF_64_BITS = 2**63
 _KEY_IN_DUCKDB = (
     f"cast(cast(md5_number_upper({{parts}}) as hugeint) - {_HALF_OF_64_BITS} as bigint)"
 )
+_PHONE = """case
+    when d like '+%' and length(d) between 9 and 16 then d
+    when d like '+%' then null
+    when length(d) = 10 then '+1' || d
+    when length(d) = 11 and d like '1%' then '+' || d
+    when length(d) between 10 and 17 and d like '00%' then '+' || substring(d, 3)
+end"""
+#: `try_phone` with the digits computed once for each mention.
+_PHONE_IN_POSTGRES = (
+    f"(select {_PHONE} from (select "
+    "case when {v} like '+%' then '+' else '' end "
+    "|| translate({v}, translate({v}, '0123456789', ''), '') as d offset 0) as dialled)"
+)
+_PHONE_IN_DUCKDB = (
+    "list_transform([case when {v} like '+%' then '+' else '' end "
+    "|| regexp_replace({v}, '[^0-9]', '', 'g')], "
+    f"lambda d: {_PHONE})[1]"
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,9 @@ def _plain(node: exp.Expr, dialect: str) -> exp.Expr:
         template = _KEY_IN_DUCKDB if dialect == "duckdb" else _KEY_IN_POSTGRES
         parts = " || '|' || ".join(part.sql(dialect) for part in node.expressions)
         return parse_one(template.format(parts=parts), read=dialect)
+    if isinstance(node, exp.Anonymous) and node.name.lower() == "try_phone":
+        template = _PHONE_IN_DUCKDB if dialect == "duckdb" else _PHONE_IN_POSTGRES
+        return parse_one(template.format(v=node.expressions[0].sql(dialect)), read=dialect)
     if isinstance(node, exp.Initcap):
         # DuckDB has none; sqlglot's stand-in for it is a page long and slow.
         return exp.Anonymous(this="initcap", expressions=[node.this])

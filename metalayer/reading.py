@@ -6,8 +6,11 @@ Does not belong here: any writing, Dagster, or which rows a table had in the pas
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
 
 import pandas as pd
 from psycopg2 import sql
@@ -17,19 +20,33 @@ from metalayer.asof import AsOf, parse_as_of, table_as_of
 from metalayer.catalog import catalog
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import UsageError, WarehouseError
+from metalayer.governance.plain import open_unmasked
 from metalayer.jobs import months_between
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import record_now
 from metalayer.warehouse.ddl import identifiers, next_month
 from metalayer.warehouse.evolve import evolved_columns, with_evolved
+from metalayer.warehouse.keys import opener
 from metalayer.warehouse.pool import transaction, warehouse_pool
 
 _MONTHS = re.compile(r"(\d{4})-(\d{2})(?:\.\.(\d{4})-(\d{2}))?")
 # What pandas would make of a column with gaps is a float or an object: name the type instead.
 _DTYPES = {"bigint": "Int64", "boolean": "boolean", "text": "string"}
+# Type -> how a value of it is read that was encrypted as text; others are texts that pandas reads.
+_FROM_TEXT: Mapping[str, Callable[[str], Any]] = {
+    "bigint": int,
+    "numeric": Decimal,
+    "double precision": float,
+    "boolean": "true".__eq__,
+}
 
 
 def read(
-    table: str, months: str | None = None, as_of: int | str | date | datetime | None = None
+    table: str,
+    months: str | None = None,
+    as_of: int | str | date | datetime | None = None,
+    *,
+    decrypt: bool = False,
 ) -> pd.DataFrame:
     """Read a published table, or some months of it, as a pandas frame.
 
@@ -39,6 +56,8 @@ def read(
         as_of: An earlier state. A number is that version of each month that is read. A time is what
             readers saw at that instant: `datetime` (UTC unless it has a zone), `date` (its first
             instant), or either as ISO text. None: as it is now.
+        decrypt: Whether encrypted columns are opened, with the key from the environment or the key
+            file. It is noted in the audit log.
 
     Returns:
         One row a row, columns as in the contract. Amounts are exact (`decimal.Decimal`), dates
@@ -46,7 +65,8 @@ def read(
 
     Raises:
         UsageError: for an unknown table, unreadable months or time, or a month that has not had
-            that version.
+            that version; to decrypt, for a database role that sees personal values masked.
+        ConfigurationError: to decrypt, when the key is not at hand.
         WarehouseError: when there is no warehouse, the table was never built, what it was then is
             not kept any more, or PostgreSQL cannot be reached.
     """
@@ -60,7 +80,11 @@ def read(
             "Set METALAYER_HOME to the folder that has one, or build one with `metalayer demo`",
         )
     with warehouse_pool(settings) as pool:
-        return read_months(pool, table, wanted, moment)
+        if decrypt:
+            with transaction(pool) as connection:
+                open_unmasked(connection, table)
+            record_now(settings, "decrypted_read", table)
+        return read_months(pool, table, wanted, moment, settings if decrypt else None)
 
 
 def read_months(
@@ -68,8 +92,14 @@ def read_months(
     table: str,
     months: Sequence[date] | None = None,
     as_of: AsOf | None = None,
+    decrypting: Settings | None = None,
 ) -> pd.DataFrame:
-    """Rows of the given months (None: all), as they are or were, over an open pool."""
+    """Rows of the given months (None: all), as they are or were, over an open pool.
+
+    Args:
+        decrypting: Where the keys are by which encrypted columns are to be opened; None: they stay
+            as they are.
+    """
     spec = catalog().spec(table)
     with transaction(pool) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s) is not null", (table,))
@@ -91,7 +121,23 @@ def read_months(
         )
         # Coerced, exact amounts would become floating point numbers.
         frame = pd.DataFrame.from_records(cursor.fetchall(), columns=names, coerce_float=False)
+        if decrypting is not None:
+            with_keys = opener(cursor, decrypting)
+            spec = _in_plain(spec)
+            for c in spec.sealed:
+                read_text = _FROM_TEXT.get(c.type.partition("(")[0], str)
+                different = frame[c.name].dropna().unique()
+                plain = {text: read_text(with_keys.opened(text)) for text in different}
+                frame[c.name] = frame[c.name].map(plain)
     return _typed(frame, spec)
+
+
+def _in_plain(spec: TableSpec) -> TableSpec:
+    """The table with the types that encrypted columns have in plain; in bronze they are texts."""
+    if spec.layer == "bronze":
+        return spec
+    columns = tuple(replace(c, type=c.sealed_type or c.type) for c in spec.columns)
+    return replace(spec, columns=columns)
 
 
 def _within(column: str, months: Sequence[date] | None) -> sql.Composable:

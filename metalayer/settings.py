@@ -43,6 +43,10 @@ _FIXES = {
     "max_unpacked_mb": "Write a whole number of megabytes, for example "
     "METALAYER_MAX_UNPACKED_MB=16384",
     "max_unpack_ratio": "Write a whole number, for example METALAYER_MAX_UNPACK_RATIO=200",
+    "encryption_key": "Write one key, or several with commas between, the newest first; "
+    "`metalayer keys new` prints one",
+    "encryption_key_file": "Set it to the file that holds the keys, for example "
+    "METALAYER_ENCRYPTION_KEY_FILE=/run/secrets/metalayer.keys",
     "why": "Give the reason in at most 1000 characters",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
@@ -72,6 +76,9 @@ class Settings(BaseSettings):
         max_unpacked_mb: megabytes to which a gzip may unfold, at most.
         max_unpack_ratio: how many times its size a gzip may unfold to, once past 64 MB.
         why: the reason for what is done, for the audit log.
+        encryption_key: keys of encrypted columns, the newest first, with commas between; None
+            means that they are in the file.
+        encryption_key_file: absolute path of that file; `<home>/encryption.keys` unless set.
     """
 
     model_config = SettingsConfigDict(
@@ -95,6 +102,8 @@ class Settings(BaseSettings):
     max_unpacked_mb: int = Field(default=16_384, ge=1)
     max_unpack_ratio: int = Field(default=200, ge=1)
     why: str = Field(default="", max_length=1000)
+    encryption_key: SecretStr | None = None
+    encryption_key_file: Path | None = None
 
     @classmethod
     def load(cls) -> Self:
@@ -147,6 +156,16 @@ class Settings(BaseSettings):
         if folder.exists() and not folder.is_dir():
             raise ValueError("it is a file, not a folder")
         return folder
+
+    @field_validator("encryption_key_file")
+    @classmethod
+    def _absolute_file(cls, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        path = path.expanduser().absolute()
+        if path.is_dir():
+            raise ValueError("it is a folder, not a file")
+        return path
 
     @field_validator("database_url")
     @classmethod

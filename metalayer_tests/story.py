@@ -20,11 +20,13 @@ from psycopg2 import sql
 from metalayer.assets.headless import BuildOutcome, build
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
+from metalayer.governance.sealing import Opener
 from metalayer.landing.ledger import Registration, register
 from metalayer.landing.withdraw import Withdrawal, withdraw
 from metalayer.planning import Plan, preview
 from metalayer.reading import parse_months
 from metalayer.warehouse.ddl import stored_name
+from metalayer.warehouse.keys import opener
 from metalayer.warehouse.pool import transaction
 
 #: Landed files get times from here on, a second apart, so that none is too young to be read.
@@ -118,7 +120,7 @@ class Platform:
         return value
 
     def frame(self, table: str, *, stored: bool = False) -> pl.DataFrame:
-        """A whole table, as its readers see it, with the contract's exact types."""
+        """A whole table, in plain, with the contract's exact types."""
         spec = catalog().spec(table)
         columns = spec.stored if stored else spec.columns
         name = stored_name(spec) if stored else sql.Identifier(spec.layer, spec.name)
@@ -129,9 +131,27 @@ class Platform:
                 )
             )
             rows = cursor.fetchall()
-        return pl.DataFrame(
+        frame = pl.DataFrame(
             rows, schema={c.name: c.dtype for c in columns}, orient="row", strict=False
         )
+        opened = self._opener().opened
+        return frame.with_columns(
+            pl.col(c.name).map_elements(
+                lambda text: date.fromisoformat(opened(text)), return_dtype=pl.Date
+            )
+            if c.sealed_type == "date"
+            else pl.col(c.name).map_elements(opened, return_dtype=pl.String)
+            for c in columns
+            if c.sealed_type is not None and spec.layer != "bronze"
+        )
+
+    def plain(self, text: str) -> str:
+        """A text with what is encrypted in it opened."""
+        return self._opener().opened(text)
+
+    def _opener(self) -> Opener:
+        with transaction(self.warehouse.pool) as connection, connection.cursor() as cursor:
+            return opener(cursor, self.warehouse.settings)
 
     def ledger(self) -> list[dict[str, Any]]:
         """The ledger's entries, in order."""
@@ -140,14 +160,16 @@ class Platform:
         return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
 
     def rejects(self, table: str | None = None) -> list[tuple[Any, ...]]:
-        """(table, month, line, column, rule, value) of quarantined rows."""
-        return self.ask(
+        """(table, month, line, column, rule, value) of quarantined rows, in plain."""
+        rows = self.ask(
             "select table_name, to_char(month, 'YYYY-MM'), line, column_name, rule, value "
             "from meta.quarantine where %s::text is null or table_name = %s "
             "order by table_name, month, delivery_id, line",
             table,
             table,
         )
+        opened = self._opener().opened
+        return [(*row, value and opened(value)) for *row, value in rows]
 
     def balances(self) -> bool:
         """Whether every file, and every month of every table, accounts for its rows."""

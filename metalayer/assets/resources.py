@@ -19,6 +19,7 @@ from metalayer.catalog import catalog, is_outdated
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record, seal
 from metalayer.warehouse.build import MonthResult
+from metalayer.warehouse.keys import NEXT, ensure_key, key_states
 from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.phases import Profile, in_words
 from metalayer.warehouse.pool import transaction, warehouse_pool
@@ -51,9 +52,21 @@ def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehou
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
     # One connection more than workers: checks and the ledger ask beside the builds.
     with warehouse_pool(settings, progress, settings.workers + 1) as pool:
+        is_unfinished = False
         with transaction(pool) as connection:
             prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
-        yield Warehouse(pool, settings)
+            if any(spec.sealed for spec in catalog().specs.values()):
+                # What is refused for want of a key is refused before anything is written.
+                connection.commit()
+                with connection.cursor() as cursor:
+                    ensure_key(cursor, settings)
+                    is_unfinished = NEXT in key_states(cursor)
+        warehouse = Warehouse(pool, settings)
+        if is_unfinished:
+            from metalayer.governance.rotation import finish_interrupted
+
+            finish_interrupted(warehouse, catalog())
+        yield warehouse
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@
     migrate.py    migrate
     roles.py      roles
     erase.py      erase, hold
+    keys.py       keys
     scan.py       scan
     subject.py    subject
     up.py         up
@@ -46,6 +47,7 @@ from metalayer.cli import (
     catalog,
     demo,
     erase,
+    keys,
     migrate,
     roles,
     scan,
@@ -115,6 +117,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         erase.hold,
         "Keep one customer from being erased.",
         ['hold --customer 7 --why "lawsuit 12/2025"', "hold --customer 7 --release"],
+    ),
+    (
+        keys.keys,
+        "Keys of encrypted columns; seal everything with a new one.",
+        ["keys", "keys new", 'keys rotate --why "yearly change"'],
     ),
     (
         ask.status,

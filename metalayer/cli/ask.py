@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -170,6 +171,10 @@ def query(
         typer.Option("--raw", help="CSV exactly as it is, also what a spreadsheet would run."),
     ] = False,
     unmasked: _Unmasked = False,
+    decrypt: Annotated[
+        bool,
+        typer.Option("--decrypt", help="Open encrypted values as well; it takes the key."),
+    ] = False,
 ) -> None:
     """Ask the warehouse in SQL. JSON and CSV are streamed, however many rows there are.
 
@@ -177,7 +182,8 @@ def query(
     leaves it as it is.
 
     With `--as-of` every table and view is read as it was, as far as versions of it are kept; what
-    lies in `meta` is as it is now. Personal values are masked, unless `--unmasked`.
+    lies in `meta` is as it is now. Personal values are masked, unless `--unmasked`; those of
+    encrypted columns are ciphertext then, unless `--decrypt`.
     """
     from metalayer import inspection
     from metalayer.cli.formats import csv_line, json_lines
@@ -192,15 +198,18 @@ def query(
                 f"Nothing has been built yet at {_place(settings)}",
                 "Start with `metalayer demo`, or `metalayer land` and `metalayer build`.",
             )
-        if unmasked:
+        opened: Callable[[tuple[Any, ...]], tuple[Any, ...]] = _same
+        if unmasked or decrypt:
             open_unmasked(connection, "the query")
+            opened = _opening(connection, settings) if decrypt else _same
             # Not the query itself, which may name somebody.
-            _record(settings, "unmasked_read", "query")
+            _record(settings, "decrypted_read" if decrypt else "unmasked_read", "query")
         else:
             keep_masked(connection, sql)
         if as_of is not None:
             sql = _in_the_past(connection, sql, as_of)
-        with inspection.ask(connection, sql) as answer:
+        with inspection.ask(connection, sql) as asked:
+            answer = replace(asked, rows=map(opened, asked.rows))
             match output:
                 case Format.json:
                     objects = (dict(zip(answer.columns, row, strict=True)) for row in answer.rows)
@@ -210,6 +219,31 @@ def query(
                     sys.stdout.writelines(csv_line(row, is_raw=raw) for row in answer.rows)
                 case Format.table:
                     _print_answer(answer)
+
+
+def _same(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row
+
+
+def _opening(connection: Any, settings: Settings) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """What opens the encrypted values of a row, within lists and JSON as well."""
+    from metalayer.warehouse.keys import opener
+
+    with connection.cursor() as cursor:
+        keys = opener(cursor, settings)
+    connection.rollback()
+
+    def opened(value: Any) -> Any:
+        match value:
+            case str():
+                return keys.opened(value)
+            case list():
+                return [opened(each) for each in value]
+            case dict():
+                return {name: opened(each) for name, each in value.items()}
+        return value
+
+    return lambda row: tuple(map(opened, row))
 
 
 def _record(settings: Settings, action: str, subject: str) -> None:

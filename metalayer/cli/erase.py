@@ -59,7 +59,7 @@ def erase(
         from metalayer.cli import running
         from metalayer.governance import erasure
         from metalayer.governance.certificates import certificate
-        from metalayer.landing.erased import write_new
+        from metalayer.whole_files import write_new
     if out is not None:
         _refuse_unwritable(out)
     with running.platform(settings) as (warehouse, instance):

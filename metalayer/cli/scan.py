@@ -32,6 +32,7 @@ def scan(
     from metalayer.errors import UsageError
     from metalayer.governance.looks import is_region
     from metalayer.governance.scan import scan as scan_landed
+    from metalayer.governance.sealing import Opener, known_keys
 
     if not is_region(region.upper()):
         raise UsageError(
@@ -43,8 +44,11 @@ def scan(
             say_nothing_yet(settings, as_json=as_json)
             return
         with working("Looking at landed values") as tell, connection.cursor() as cursor:
+            # Without the key there is less to compare with.
+            opened = Opener(known_keys(settings)).opened
+            where = region.upper()
             found = list(
-                scan_landed(cursor, catalog(), rows=rows, region=region.upper(), told=tell)
+                scan_landed(cursor, catalog(), rows=rows, region=where, told=tell, opened=opened)
             )
     if as_json:
         write_json(found)

@@ -33,6 +33,7 @@ from metalayer.contracts.classification import (
     checked_sensitivity,
 )
 from metalayer.contracts.due import Due as Due
+from metalayer.contracts.sealed import WELL_SEALED
 from metalayer.errors import ContractError
 
 Layer = Literal["bronze", "silver", "gold"]
@@ -91,6 +92,8 @@ class ColumnSpec:
         sensitivity: Who may see it, from "public" to "restricted".
         declassified: Why the column is not as personal as what it is made from, or None.
         identifies: Whom its values number ("customer"), or None.
+        sealed_type: PostgreSQL type of the values where these are encrypted, and stored as text;
+            None where they are not.
     """
 
     name: str
@@ -109,6 +112,7 @@ class ColumnSpec:
     sensitivity: Sensitivity = field(default="internal", repr=False)
     declassified: str | None = field(default=None, repr=False)
     identifies: str | None = field(default=None, repr=False)
+    sealed_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,11 @@ class TableSpec:
         return tuple(c for c in self.columns if c.is_landed)
 
     @property
+    def sealed(self) -> tuple[ColumnSpec, ...]:
+        """The columns whose values are encrypted."""
+        return tuple(c for c in self.columns if c.sealed_type is not None)
+
+    @property
     def has_provenance(self) -> bool:
         """Whether each row says which delivery and line it came from."""
         return any(c.name == "_line" for c in self.columns)
@@ -258,6 +267,7 @@ class _Facts:
     sensitivity: str | None
     declassified: str | None
     identifies: str | None
+    encrypted: bool
 
 
 def column(
@@ -276,6 +286,7 @@ def column(
     sensitivity: str | None = None,
     declassified: str | None = None,
     identifies: str | None = None,
+    encrypted: bool = False,
     **rules: Any,
 ) -> Any:
     """Declare a column; `rules` are those of `pandera.Field` (ge, gt, isin, str_matches, ...).
@@ -294,10 +305,12 @@ def column(
             stands for, and internal without it.
         declassified: Why a column made from personal or more sensitive ones is neither.
         identifies: Whom its values number, as "customer"; columns that reference it do as well.
+        encrypted: Whether the warehouse only holds ciphertext of it, from bronze on. Equal values
+            stay equal; no rule looks at them but that they are of their type.
     """
     facts = _Facts(
         role, is_key or role == "key", precision, scale, pii, references, tuple(null_tokens),
-        landed, derived, free_text, sensitivity, declassified, identifies,
+        landed, derived, free_text, sensitivity, declassified, identifies, encrypted,
     )  # fmt: skip
     return pa.Field(description=meaning, metadata={"metalayer": facts}, **rules)
 
@@ -422,6 +435,9 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
             is_free_text=c.is_free_text,
             sensitivity=c.sensitivity,
             identifies=c.identifies,
+            sealed_type=c.sealed_type,
+            # What stands for no value cannot be told any more once it is encrypted.
+            null_tokens=c.null_tokens if c.sealed_type is not None else (),
         )
         for c in silver.landed
     )
@@ -462,6 +478,8 @@ def pandera_schema(spec: TableSpec) -> pa.DataFrameSchema:
         if column is None:
             column = pa.Column(nullable=c.nullable, name=c.name, description=c.meaning)
         column.dtype = c.dtype
+        if c.sealed_type is not None and spec.layer != "bronze":
+            column.checks = [pa.Check.str_matches(WELL_SEALED)]
         columns[c.name] = column
     return pa.DataFrameSchema(
         columns,
@@ -514,6 +532,10 @@ def _columns(
             )
         named = f"{where}: '{name}'"
         sql_type, dtype = _types(types[attribute], facts, named)
+        sealed_type = None
+        if facts.encrypted:
+            _refuse_what_cannot_be_sealed(facts, info, named)
+            sealed_type, sql_type, dtype = sql_type, *_TYPES[str]
         columns.append(
             ColumnSpec(
                 name=name,
@@ -531,9 +553,32 @@ def _columns(
                 sensitivity=checked_sensitivity(facts.sensitivity, facts.pii, named),
                 declassified=checked_reason(facts.declassified, named),
                 identifies=checked_person(facts.identifies, named),
+                sealed_type=sealed_type,
             )
         )
     return tuple(columns), month
+
+
+def _refuse_what_cannot_be_sealed(facts: _Facts, info: Any, where: str) -> None:
+    """What asks for values in plain says so before anything is encrypted."""
+    asked = {
+        "is part of the key": facts.is_key,
+        "is the month column": facts.role == "month",
+        "is derived": facts.derived is not None,
+        "identifies somebody": facts.identifies is not None,
+        "references another table": facts.references is not None,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise ContractError(
+                f"{where} is encrypted and {what}", "Leave one of the two out of the contract"
+            )
+    if info.checks:
+        rules = ", ".join(str(check.name) for check in info.checks)
+        raise ContractError(
+            f"{where} is encrypted and has rules: {rules}",
+            "Take them out: of an encrypted value only the type is checked, as it is read",
+        )
 
 
 def _fresh_within(facts: Any, where: str) -> timedelta:

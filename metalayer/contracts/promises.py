@@ -72,7 +72,10 @@ def column_rules(spec: TableSpec, column: ColumnSpec) -> list[str]:
         found.append(f"part of the key ({', '.join(spec.key)})")
     if column.name == spec.month_column:
         found.append("its month is the partition")
-    found += _rules(pandera_schema(spec).columns.get(column.name))
+    if column.sealed_type is not None:
+        found.append(f"encrypted; in plain, {column.sealed_type}")
+    else:
+        found += _rules(pandera_schema(spec).columns.get(column.name))
     if column.references is not None:
         found.append(f"references {column.references.table}.{column.references.column}")
     if column.derived is not None:
@@ -85,6 +88,8 @@ def column_tags(column: ColumnSpec) -> dict[str, str]:
     tags = {"pii": column.pii} if column.pii else {}
     if column.sensitivity != "internal":
         tags["sensitivity"] = column.sensitivity
+    if column.sealed_type is not None:
+        tags["encrypted"] = column.sealed_type
     return tags | ({"free_text": ""} if column.is_free_text else {})
 
 

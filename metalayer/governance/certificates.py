@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from metalayer.errors import UsageError
 from metalayer.governance.erasure import Erasure
-from metalayer.landing.erased import folder_of, write_new
+from metalayer.landing.erased import folder_of
 from metalayer.settings import Settings
+from metalayer.whole_files import write_new
 
 _KIND = "metalayer erasure certificate 1"
 

@@ -286,7 +286,7 @@ def _drop_versions(warehouse: Warehouse, tables: Catalog, found: Subject) -> dic
                 [row.table for row in gone],
                 [row.delivery_id for row in gone],
                 [row.line for row in gone],
-                [row.delivered for row in gone],
+                [row.kept for row in gone],
             ),
         )
     return dropped

@@ -106,6 +106,8 @@ def _judge(
             what, mend = f"{origin.pii} data", f'pii="{origin.pii}" (or "free_text")'
         elif is_lower(own.sensitivity if own else "internal", origin.sensitivity):
             what, mend = f"{origin.sensitivity} values", f'sensitivity="{origin.sensitivity}"'
+        elif origin.sealed_type is not None and (own is None or own.sealed_type is None):
+            what, mend = "encrypted values", "encrypted=True"
         else:
             continue
         path = " <- ".join([_name(step.place), *_path(place, edges, specs)])

@@ -52,6 +52,8 @@ def write_subject(subject: Subject, path: Path) -> None:
 
 def _write(subject: Subject, archive: zipfile.ZipFile) -> None:
     document = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(subject)}
+    for rejected in document["quarantined"]:
+        del rejected["kept"]
     archive.writestr("everything.json", json.dumps(document, indent=2, ensure_ascii=False))
     overview = [
         (h.table, len(h.rows), h.purpose, h.owner, ", ".join(h.recipients)) for h in subject.tables

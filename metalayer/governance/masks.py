@@ -35,6 +35,14 @@ _TEXTS = {
     "address": "case when ltrim({v}, '0123456789- ') = '' then left({v}, 3) || '**' "
     "when {v} is not null then '***' end",
 }
+# Of an encrypted value: its hint, which is no more than the mask of the plain one shows. What was
+# there before the column was encrypted has none, and is hidden.
+_SEALED = {
+    "phone": "case when {v} ~ '^[0-9]+~' then '***' || split_part({v}, '~', 1) "
+    "when {v} is not null then '***' end",
+    "birth_date": "case when {v} ~ '^[0-9]+~' then split_part({v}, '~', 1) "
+    "when {v} is not null then '***' end",
+}
 _DAYS = {"birth_date": "date_trunc('year', {v}::timestamp)::{type}"}
 
 
@@ -77,6 +85,10 @@ def shown(spec: TableSpec, column: ColumnSpec, value: sql.Composable) -> sql.Com
 def mask(column: ColumnSpec, value: sql.Composable) -> sql.Composable:
     """The mask of `value`, of the column's own type; NULL stays NULL."""
     kind = column.pii or "free_text"
+    if column.sealed_type is not None:
+        # Equal values have equal ciphertext, so what stands for it still joins and counts.
+        key = sql.SQL(_READER.format("pseudonym_key"))
+        return sql.SQL(_SEALED.get(kind, _TEXTS["name"])).format(v=value, key=key)
     if column.type in ("date", "timestamp") and kind in _DAYS:
         return sql.SQL(_DAYS[kind]).format(v=value, type=sql.SQL(column.type))
     if column.type == "text" and kind in _TEXTS:

@@ -199,7 +199,9 @@ def _column(entry: TableEntry, column: ColumnEntry) -> dict[str, Any]:
         if c.references
         else None,
         "quality": [*quality, *rules],
-        "customProperties": _custom(emptyTexts=list(c.null_tokens) or None),
+        "customProperties": _custom(
+            emptyTexts=list(c.null_tokens) or None, encryptedType=c.sealed_type
+        ),
     }
     return {name: value for name, value in found.items() if value not in ([], {}, None)}
 

@@ -32,7 +32,10 @@ _APPLY_LOCK = 0x4D4C0012
 #: What each reader sees of MetaLayer's own tables; the quarantine holds plain values.
 _META_READABLE: Mapping[str, Sequence[str]] = {
     "engineer": ("tables", "versions"),
-    "steward": ("tables", "versions", "ledger", "deliveries", "quarantine", "past_quarantine"),
+    "steward": (
+        *("tables", "versions", "ledger", "deliveries", "quarantine", "past_quarantine"),
+        "keys",
+    ),
 }
 # Nobody gets these, whatever else they may write: the key of the pseudonyms, who was erased or must
 # not be, and the audit log, which is written by a function of its own that those may call who may

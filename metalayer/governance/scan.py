@@ -56,6 +56,7 @@ def scan(
     rows: int,
     region: str,
     told: Callable[[str], None] = lambda _: None,
+    opened: Callable[[str], str] = str,
 ) -> Iterator[Finding]:
     """Look over the landed rows of every source.
 
@@ -63,12 +64,17 @@ def scan(
         rows: About how many rows of a table are looked at, in blocks from everywhere in it.
         region: Country in which phone numbers without one are dialled, as "US".
         told: Is told which table is looked at.
+        opened: Opens an encrypted value.
     """
     sources = tables.sources.values()
     values = {}
     for spec in sources:
         told(f"bronze.{spec.name}")
         values[spec.name] = _landed_values(cursor, spec, rows)
+        for column in spec.sealed:
+            if (texts := values[spec.name].get(column.name)) is not None:
+                plain = list(map(opened, texts))
+                values[spec.name][column.name] = pl.Series(plain, dtype=pl.String)
     known = {
         (column.pii, f"bronze.{spec.name}.{column.name}"): _telling(found)
         for spec in sources

@@ -28,11 +28,13 @@ from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import UsageError
 from metalayer.governance.dictionary import dictionary
 from metalayer.governance.roles import PREFIX
+from metalayer.governance.sealing import Sealer
 from metalayer.landing.files import landed_paths
 from metalayer.lineage.columns import Origin, expressions
 from metalayer.settings import Settings
 from metalayer.tracing import Lines
 from metalayer.warehouse.ddl import identifiers, reading_name
+from metalayer.warehouse.keys import sealer
 from metalayer.warehouse.leaves import LEAVES, columns_of
 
 #: Kinds of personal data by which somebody can be written to, and so be found.
@@ -84,6 +86,8 @@ class Rejected:
     line: int | None
     rule: str
     delivered: str | None
+    #: The same as the warehouse has it, encrypted or not.
+    kept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,7 @@ def subject(
 
     Raises:
         UsageError: when no contract knows such persons, or that is no number of one.
+        ConfigurationError: when columns are encrypted, and the key is not at hand.
     """
     if kind not in kinds(tables):
         raise UsageError(
@@ -198,7 +203,12 @@ def subject(
             f'Give the key of its table identifies="{kind}".',
         )
     held_in = places(tables, kind)
-    search = _Search(cursor, tables, held_in, canonical(cursor, tables, held_in, kind, number))
+    keys = None
+    if any(spec.sealed for spec in tables.specs.values()):
+        keys = sealer(cursor, settings)
+    search = _Search(
+        cursor, tables, held_in, canonical(cursor, tables, held_in, kind, number), keys
+    )
     contacts = {
         kind_: found | set((known or {}).get(kind_, ()))
         for kind_, found in search.contacts().items()
@@ -271,9 +281,15 @@ class _Search:
     """Rows of one person, table by table; remembers the lines of files they came from."""
 
     def __init__(
-        self, cursor: Any, tables: Catalog, held_in: Mapping[str, tuple[str, ...]], number: str
+        self,
+        cursor: Any,
+        tables: Catalog,
+        held_in: Mapping[str, tuple[str, ...]],
+        number: str,
+        keys: Sealer | None,
     ) -> None:
         self.number = number
+        self._keys = keys
         self._cursor = cursor
         self._tables = tables
         self._places = held_in
@@ -308,22 +324,40 @@ class _Search:
                         own=self._by_number(spec, names),
                     )
                 )
-                found[column.pii or ""] |= {value for (value,) in self._cursor.fetchall()}
+                values = {self._opened(value) for (value,) in self._cursor.fetchall()}
+                found[column.pii or ""] |= {value for value in values if value is not None}
         for spec, names, column in written:
             kind = column.pii or ""
+            plain = sorted(found[kind])
+            as_kept = self._as_kept(column, plain)
+            is_inside = sql.SQL(
+                "strpos(lower({c}::text), lower(v)) > 0"
+                if column.sealed_type is None
+                else "{c} = v"
+            ).format(c=sql.Identifier(column.name))
             self._cursor.execute(
                 sql.SQL(
-                    "select v from unnest({values}::text[]) as v where exists (select from {t} "
-                    "where not {own} and strpos(lower({c}::text), lower(v)) > 0)"
+                    "select n from unnest({values}::text[]) with ordinality as v (v, n) "
+                    "where exists (select from {t} where not {own} and {is_inside})"
                 ).format(
-                    values=sql.Literal(sorted(found[kind])),
+                    values=sql.Literal(as_kept),
                     t=reading_name(spec),
                     own=self._by_number(spec, names),
-                    c=sql.Identifier(column.name),
+                    is_inside=is_inside,
                 )
             )
-            found[kind] -= {value for (value,) in self._cursor.fetchall()}
+            found[kind] -= {plain[number - 1] for (number,) in self._cursor.fetchall()}
         return found
+
+    def _opened(self, value: str | None) -> str | None:
+        """A value in plain, whether it is encrypted or not."""
+        return value if value is None or self._keys is None else self._keys.opened(value)
+
+    def _as_kept(self, column: ColumnSpec, values: Iterable[str]) -> list[str]:
+        """Plain values as the column has them."""
+        if column.sealed_type is None or self._keys is None:
+            return list(values)
+        return [self._keys.sealed_value(value, column.pii or "") for value in values]
 
     def _earlier_leaves(self, spec: TableSpec, needed: Set[str]) -> list[sql.Identifier]:
         """The rows of kept versions that have these columns, where the role may look."""
@@ -368,7 +402,8 @@ class _Search:
         written = [c for c in spec.columns if c.pii in _CONTACTS and contacts[c.pii]]
         parts = [
             sql.SQL("{}::text = any({})").format(
-                sql.Identifier(c.name), sql.Literal(sorted(contacts[c.pii or ""]))
+                sql.Identifier(c.name),
+                sql.Literal(self._as_kept(c, sorted(contacts[c.pii or ""]))),
             )
             for c in written
         ]
@@ -399,6 +434,8 @@ class _Search:
             )
         )
         rows = [dict(zip(names, values, strict=True)) for values in self._cursor.fetchall()]
+        for row in rows:
+            row |= {c.name: self._opened(row[c.name]) for c in spec.sealed}
         if spec.has_provenance:
             for row in rows:
                 delivery, line = int(row.pop("_delivery_id") or 0), int(row.pop("_line") or 0)
@@ -427,7 +464,6 @@ class _Search:
 
         And records that could not be read, and have an e-mail address or phone number of theirs.
         """
-        digits = [number for number in map(_last_digits, contacts["phone"]) if number]
         # Those of typed tables are kept with the columns that were delivered.
         numbered = [
             sql.SQL("(q.table_name = {} and {} = {}::{})").format(
@@ -441,6 +477,10 @@ class _Search:
             if (column := self._tables.specs[table].column(name))
             and not table.startswith("bronze.")
         ]
+        # Where a source has encrypted columns, such records are encrypted as a whole.
+        sealed = [f"bronze.{s.name}" for s in self._tables.sources.values() if s.sealed]
+        emails = list(map(_whole, contacts["email"]))
+        digits = [number for number in map(_last_digits, contacts["phone"]) if number]
         self._cursor.execute(
             sql.SQL(
                 "with line as (select (l ->> 0)::bigint as delivery_id, (l ->> 1)::bigint as line "
@@ -449,20 +489,32 @@ class _Search:
                 "union all "
                 "select table_name, delivery_id, line, rule, raw from meta.past_quarantine), "
                 "q as (select *, case when pg_input_is_valid(raw, 'jsonb') then raw::jsonb end "
-                "as fields from kept) "
-                "select distinct q.table_name, d.file, q.delivery_id, q.line, q.rule, q.raw "
-                "from q left join meta.deliveries as d using (delivery_id) "
-                "where {numbered} or exists (select from line as l "
+                "as fields, table_name = any(%s) as is_sealed from kept), "
+                "f as (select q.*, {numbered} or exists (select from line as l "
                 "where l.delivery_id = q.delivery_id and l.line = q.line) "
-                "or (q.table_name like 'bronze.%%' and ("
+                "or (q.table_name like 'bronze.%%' and not q.is_sealed and ("
                 "exists (select from unnest(%s::text[]) as e where lower(q.raw) ~ e) "
                 "or exists (select from unnest(%s::text[]) as p where "
                 "regexp_replace(q.raw, '[^0-9,;|\\t]', '', 'g') ~ (p || '(?![0-9])')))) "
-                "order by q.table_name, q.delivery_id, q.line"
+                "as is_theirs from q) "
+                "select distinct f.is_theirs is true, f.table_name, d.file, f.delivery_id, f.line, "
+                "f.rule, f.raw from f left join meta.deliveries as d using (delivery_id) "
+                "where f.is_theirs or f.is_sealed "
+                "order by f.table_name, f.delivery_id, f.line"
             ).format(numbered=sql.SQL(" or ").join([*numbered, sql.SQL("false")])),
-            (json.dumps(sorted(self._lines)), list(map(_whole, contacts["email"])), digits),
+            (json.dumps(sorted(self._lines)), sealed, emails, digits),
         )
-        return (Rejected(*row) for row in self._cursor.fetchall())
+        for is_theirs, table, file, delivery, line, rule, raw in self._cursor.fetchall():
+            plain = self._opened_record(table, raw)
+            if is_theirs or _mentions_contact(plain or "", emails, digits):
+                yield Rejected(table, file, delivery, line, rule, plain, raw)
+
+    def _opened_record(self, table: str, raw: str | None) -> str | None:
+        if raw is None or self._keys is None:
+            return raw
+        if table.startswith("bronze."):
+            return self._keys.opened(raw)
+        return self._keys.opened_in_json(raw)
 
     def may_look_back(self) -> bool:
         """Whether the connected role may read earlier versions: only the warehouse's owner may."""
@@ -512,6 +564,14 @@ def _as_typed(text: sql.Composable, type_: str) -> sql.Composable:
 def _whole(email: str) -> str:
     """A pattern for PostgreSQL: the address, and not a part of a longer one."""
     return rf"(?<![a-z0-9._%+-]){re.escape(email.lower())}(?![a-z0-9_-]|\.[a-z0-9])"
+
+
+def _mentions_contact(record: str, emails: Sequence[str], digits: Sequence[str]) -> bool:
+    """Whether a record has one of the addresses (patterns), or numbers by their last digits."""
+    lower, numbers = record.lower(), re.sub(r"[^0-9,;|\t]", "", record)
+    return any(re.search(email, lower) for email in emails) or any(
+        re.search(rf"{number}(?![0-9])", numbers) for number in digits
+    )
 
 
 def _last_digits(phone: str) -> str:

@@ -50,7 +50,7 @@ def fingerprint(specs: Mapping[str, TableSpec], selects: Mapping[str, Select]) -
             name,
             spec.source.pattern if spec.source else None,
             [
-                (c.name, c.type, c.pii, c.sensitivity, c.declassified, c.derived)
+                (c.name, c.type, c.pii, c.sensitivity, c.declassified, c.derived, c.sealed_type)
                 for c in spec.columns
             ],
             sorted(spec.views.items()),

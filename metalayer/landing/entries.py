@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from psycopg2.extras import execute_values
 
 from metalayer.errors import LandingError, WarehouseError
+from metalayer.governance.sealing import Sealer
 from metalayer.landing.copy import quoted
 from metalayer.landing.engine import open_memory
 from metalayer.landing.files import LandedFile
@@ -28,6 +30,7 @@ from metalayer.landing.repaired import file_rejects
 from metalayer.landing.settle import Settlement, settle
 from metalayer.landing.shape import REPAIRS_COLUMN, Terms, parsed_paths
 from metalayer.settings import Settings
+from metalayer.warehouse.keys import sealer
 
 _LEDGER_LOCK = 0x4D4C0002
 
@@ -275,6 +278,7 @@ class Entries:
                     memory,
                     self.terms.bronze,
                     f"(select {delivery} as delivery_id, * from {unreadable})",
+                    self._sealer,
                 )
         self.changed[delivery] = rows
 
@@ -289,7 +293,12 @@ class Entries:
         live = parsed_deliveries(
             self.cursor, self.terms.shape, self.settings, since=None, until=None
         )
-        settle(self.cursor, Settlement(self.terms.spec, live, self.changed))
+        settle(self.cursor, Settlement(self.terms.spec, live, self.changed, self._sealer))
+
+    @cached_property
+    def _sealer(self) -> Sealer | None:
+        """What seals the source's values, if any are encrypted."""
+        return sealer(self.cursor, self.settings) if self.terms.spec.sealed else None
 
     def _clear_quarantine(self, delivery: int) -> None:
         self.cursor.execute(

@@ -11,7 +11,6 @@ Does not belong here: rewriting a file (`redact.py`), or erasing somebody (`gove
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from metalayer.errors import ConfigurationError
 from metalayer.landing.judge import Erasing
 from metalayer.landing.shape import Terms
 from metalayer.settings import Settings
+from metalayer.whole_files import write_new
 
 _SALT_BYTES = 32
 
@@ -210,21 +210,6 @@ def _salt(cursor: Any, settings: Settings) -> str | None:
 
 def _fingerprint(salt: str) -> str:
     return hashlib.sha256(f"salt:{salt}".encode()).hexdigest()
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, whole or not at all; who was faster has it."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(aside)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _noted(settings: Settings) -> set[tuple[str, str]]:

@@ -13,26 +13,36 @@ import duckdb
 from psycopg2 import sql
 
 from metalayer.landing.copy import copy_from_duckdb, quoted
-from metalayer.landing.engine import open_memory
+from metalayer.landing.engine import Configuration, open_memory
 from metalayer.landing.parsed import parsed_deliveries
 from metalayer.landing.reader import SourceShape
+from metalayer.landing.records import open_with_grammar
+from metalayer.landing.seal import let_seal, sealed_columns
 from metalayer.settings import Settings
 from metalayer.warehouse.ddl import identifiers
 from metalayer.warehouse.evolve import headers_of
+from metalayer.warehouse.keys import sealer
 from metalayer.warehouse.stage import Stage
 
 #: Columns of a bronze table that no file has.
 _MACHINERY = ("_extra", "_delivery_id", "_line", "_is_latest", "month")
+_ONE_THREAD: Configuration = {"threads": 1}
 
 
 def fill_bronze(
     cursor: Any, stage: Stage, shape: SourceShape, settings: Settings, start: date, end: date
 ) -> None:
-    """Copy the rows of `[start, end)` into the stage, each marked whether it counts."""
+    """Copy the rows of `[start, end)` into the stage, each marked whether it counts.
+
+    Encrypted columns are sealed on the way.
+    """
     deliveries = parsed_deliveries(cursor, shape, settings, since=start, until=end)
     if not deliveries:
         return
-    with open_memory({"threads": 1}) as memory:
+    sealed = sealed_columns(stage.spec.columns, "p")
+    with open_with_grammar(_ONE_THREAD) if sealed else open_memory(_ONE_THREAD) as memory:
+        if sealed:
+            let_seal(memory, sealer(cursor, settings))
         # The files' rows stream past what is joined to them. Taking that for small in error, DuckDB
         # would swap sides, and hold every row of the window in memory.
         memory.execute("set disabled_optimizers = 'build_side_probe_side'")
@@ -61,6 +71,7 @@ def fill_bronze(
         values = {
             "_delivery_id": "l.delivery_id",
             "_is_latest": "s.line is null and r.month is null",
+            **sealed,
             **_evolved(cursor, memory, stage, shape, list(deliveries)),
         }
         columns = ", ".join(values.get(name, f'p."{name}"') for name in stage.columns)

@@ -1,7 +1,8 @@
 -- The grammar by which a landed text becomes a value, for DuckDB.
 --
 -- Its twin is metalayer/warehouse/functions.sql, for PostgreSQL; a test holds the two together.
--- Only what reading a file needs belongs here: the month and the key of a row. Silver does the typing.
+-- Only what is needed before a row is in PostgreSQL belongs here: its month, its key, and what is encrypted.
+-- Silver does the typing of the rest.
 -- Each macro answers NULL for a text that is not such a value; none raises, whatever the text.
 -- The ordinary form is tested first, so that a million clean values cost a fraction of a second.
 -- `[x].list_transform(lambda v: ...)[1]` gives x a name, so that it is computed once.
@@ -145,3 +146,18 @@ create macro try_boolean(t) as
         when lower(clean(t)) in ('true', 't', 'yes', 'y', '1') then true
         when lower(clean(t)) in ('false', 'f', 'no', 'n', '0') then false
     end;
+
+-- A phone number as E.164. Without a country, ten digits, or eleven from 1, are North American.
+create macro any_phone(digits) as
+    case
+        when starts_with(digits, '+') and length(digits) between 9 and 16 then digits
+        when starts_with(digits, '+') then null
+        when length(digits) = 10 then '+1' || digits
+        when length(digits) = 11 and starts_with(digits, '1') then '+' || digits
+        when length(digits) between 10 and 17 and starts_with(digits, '00') then '+' || substring(digits, 3)
+    end;
+
+create macro try_phone(t) as
+    [clean(t)].list_transform(
+        lambda c: case when starts_with(c, '+') then '+' else '' end || regexp_replace(c, '[^0-9]', '', 'g')
+    ).list_transform(lambda d: any_phone(d))[1];

@@ -28,7 +28,9 @@ from metalayer.landing.judge import MAX_RAW_CHARACTERS, identifier, literal
 from metalayer.landing.normalise import clean_lines, normalise
 from metalayer.landing.raw import RawBytes, fingerprint, opened, unpacked
 from metalayer.landing.reader import LandedColumn, Parsed, SourceShape, parse
+from metalayer.landing.seal import let_open, opened_sql
 from metalayer.settings import Settings
+from metalayer.warehouse.keys import opener
 
 _MACHINERY = ("_extra", "_delivery_id", "_line", "_is_latest", "month")
 #: Headers end within this much of a file; it may be packed.
@@ -54,15 +56,20 @@ def load_quarantined(
 
     Args:
         condition: SQL over `meta.quarantine as q` and `meta.deliveries as d`: which are wanted.
+
+    Raises:
+        ConfigurationError: when values are encrypted, and the key is not at hand.
     """
     memory.execute(
         "create temp table found (number bigint, delivery_id bigint, source varchar, "
         "table_name varchar, ref varchar, is_repair boolean, file varchar, line bigint, "
         "problem varchar, raw varchar, fields varchar, is_splittable boolean)"
     )
-    query = sql.SQL(_FOUND).format(condition=condition, most=sql.Literal(MAX_RAW_CHARACTERS))
+    query = sql.SQL(_FOUND).format(condition=condition)
     with connection.cursor() as cursor:
         copy_to_duckdb(cursor, memory, query, "found")
+        let_open(memory, opener(cursor, settings))
+        memory.execute(_OPENED)
         _split_records(cursor, settings, memory)
     memory.execute(
         "create temp table quarantined as select source, table_name, ref, file, line, problem, "
@@ -72,13 +79,20 @@ def load_quarantined(
     )
 
 
-# Of a repair the rows name what they stand for; in a record that cannot be read that comes first.
+# What is encrypted is opened here, not in PostgreSQL. In a record of a repair that cannot be read
+# what it stands for comes first.
+_OPENED = f"""
+update found set raw = {opened_sql("raw")}, fields = {opened_sql("fields", is_json=True)};
+update found set ref = regexp_extract(raw, '^"?([0-9a-f]{{16}}:[0-9]+)', 1) where ref is null;
+update found set is_splittable = false where length(raw) >= {MAX_RAW_CHARACTERS}
+"""
+
+# Of a repair the rows name what they stand for.
 _FOUND = """
 select row_number() over (), q.delivery_id, d.source, split_part(q.table_name, '.', 2),
     case
         when not d.is_repair then left(d.sha256, 16) || ':' || q.line
         when q.table_name like 'silver.%' then q.raw::jsonb -> '_extra' ->> '_repairs'
-        else (regexp_match(q.raw, '^"?([0-9a-f]{{16}}:[0-9]+)'))[1]
     end,
     d.is_repair, d.file, q.line,
     (
@@ -89,7 +103,7 @@ select row_number() over (), q.delivery_id, d.source, split_part(q.table_name, '
     case when q.table_name like 'silver.%' then (
         (q.raw::jsonb - '_extra') || coalesce(q.raw::jsonb -> '_extra', '{{}}') - '_repairs'
     ) end,
-    q.table_name like 'bronze.%' and length(q.raw) < {most}
+    q.table_name like 'bronze.%'
         -- By these rules the record has as many fields as it should.
         and (q.column_name is not null or q.rule = 'NUL byte')
 from meta.quarantine as q

@@ -36,6 +36,7 @@ from metalayer.landing.quarantined import (
     parse_text,
 )
 from metalayer.landing.reader import Parsed
+from metalayer.landing.seal import opened_sql
 from metalayer.landing.shape import REPAIRS_COLUMN
 from metalayer.settings import Settings
 from metalayer.spreadsheets import restored, restored_sql
@@ -251,6 +252,7 @@ def _load_current(
             )
             with connection.cursor() as cursor:
                 copy_to_duckdb(cursor, memory, query, "current")
+    memory.execute(f"update current set fields = {opened_sql('fields', is_json=True)}")
     _refuse(
         path,
         memory.execute(

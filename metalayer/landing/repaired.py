@@ -20,7 +20,9 @@ from typing import Any
 import duckdb
 
 from metalayer.contracts.contract import SourceSpec
+from metalayer.governance.sealing import Sealer
 from metalayer.landing.copy import copy_from_duckdb
+from metalayer.landing.seal import let_seal, unfit_sql
 from metalayer.landing.shape import REPAIRS_COLUMN
 
 #: How much of a content's fingerprint names it.
@@ -49,6 +51,7 @@ def resolve(
     source: SourceSpec,
     table: str,
     changed: Collection[int],
+    sealer: Sealer | None = None,
 ) -> Repairs | None:
     """Find which repair stands for which row, and bring `meta` up to date with it.
 
@@ -58,6 +61,7 @@ def resolve(
             because of repairs) and `special` (rows whose verdict may have changed by repairs).
         table: "bronze.orders"; records it could not read are filed under this name.
         changed: Deliveries that came, went, or were filed anew.
+        sealer: Of a source that has encrypted columns.
 
     Returns:
         None if there are no repairs and were none.
@@ -82,7 +86,7 @@ def resolve(
         memory.execute(step)
     memory.execute(_DIFFERING, [list(changed)])
     _find_special(memory, changed, is_snapshot=source.kind == "snapshot")
-    _record(cursor, memory, source.name, table)
+    _record(cursor, memory, source.name, table, sealer)
     brought = memory.execute("select distinct at_delivery, month from mended").fetchall()
     taken = memory.execute(
         "select delivery_id, month, count(*) from mapped where not is_rejected group by all"
@@ -219,7 +223,13 @@ def _find_special(
         )
 
 
-def _record(cursor: Any, memory: duckdb.DuckDBPyConnection, source: str, table: str) -> None:
+def _record(
+    cursor: Any,
+    memory: duckdb.DuckDBPyConnection,
+    source: str,
+    table: str,
+    sealer: Sealer | None,
+) -> None:
     """Bring `meta.repaired_rows`, the quarantine and `rows_repaired` up to date."""
     cursor.execute(
         "create temporary table differing (delivery_id bigint, line bigint, "
@@ -239,7 +249,7 @@ def _record(cursor: Any, memory: duckdb.DuckDBPyConnection, source: str, table: 
         "where q.table_name = %s and q.delivery_id = r.delivery_id and q.line = r.line",
         (table,),
     )
-    _file_released(cursor, memory, table)
+    _file_released(cursor, memory, table, sealer)
     cursor.execute(
         "delete from meta.repaired_rows as r using differing as d "
         "where d.delivery_id = r.delivery_id and d.line = r.line"
@@ -261,7 +271,9 @@ def _record(cursor: Any, memory: duckdb.DuckDBPyConnection, source: str, table: 
     )
 
 
-def _file_released(cursor: Any, memory: duckdb.DuckDBPyConnection, table: str) -> None:
+def _file_released(
+    cursor: Any, memory: duckdb.DuckDBPyConnection, table: str, sealer: Sealer | None
+) -> None:
     """Quarantine the unreadable records again that no repair stands for any more."""
     memory.execute(
         "create temp table released as select f.delivery_id, f.line from former as f "
@@ -276,20 +288,32 @@ def _file_released(cursor: Any, memory: duckdb.DuckDBPyConnection, table: str) -
             "semi join released as r on r.delivery_id = l.delivery_id and r.line = p._line",
             [paths],
         )
-        file_rejects(cursor, memory, table, "unreadable")
+        file_rejects(cursor, memory, table, "unreadable", sealer)
 
 
-def file_rejects(cursor: Any, memory: duckdb.DuckDBPyConnection, table: str, relation: str) -> None:
+def file_rejects(
+    cursor: Any,
+    memory: duckdb.DuckDBPyConnection,
+    table: str,
+    relation: str,
+    sealer: Sealer | None,
+) -> None:
     """Quarantine unreadable records.
 
     Args:
         table: "bronze.orders".
         relation: In DuckDB: `delivery_id`, and the columns of a parse's rejects (`reader.parse`).
+        sealer: Of a source that has encrypted columns: which field of such a record is which
+            cannot be told, so it is sealed whole.
     """
+    value, raw = "value", "raw"
+    if sealer is not None:
+        let_seal(memory, sealer)
+        value, raw = unfit_sql("value"), unfit_sql("raw")
     copy_from_duckdb(
         memory,
-        f"select '{table}', month, delivery_id, _line, \"column\", rule, value, raw, "
-        "json_array(json_object('column', \"column\", 'rule', rule, 'value', value)) "
+        f"select '{table}', month, delivery_id, _line, \"column\", rule, {value}, {raw}, "
+        f"json_array(json_object('column', \"column\", 'rule', rule, 'value', {value})) "
         f"from {relation}",
         cursor,
         "copy meta.quarantine (table_name, month, delivery_id, line, column_name, rule, value, "

@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 
 from metalayer.contracts.contract import SourceSpec, TableSpec
+from metalayer.governance.sealing import Sealer
 from metalayer.landing.copy import copy_from_duckdb
 from metalayer.landing.engine import open_spilling
 from metalayer.landing.repaired import CONTENT_CHARACTERS, Repairs, resolve
@@ -37,11 +38,13 @@ class Settlement:
         spec: The silver table that the source feeds.
         live: Delivery -> its parsed rows.
         changed: Deliveries that came or went, with their parsed rows.
+        sealer: Of a source that has encrypted columns.
     """
 
     spec: TableSpec
     live: Mapping[int, Path]
     changed: Mapping[int, Path]
+    sealer: Sealer | None = None
 
     @property
     def source(self) -> SourceSpec:
@@ -62,7 +65,7 @@ def settle(cursor: Any, settlement: Settlement) -> None:
     with open_spilling() as memory:
         _load_live(cursor, memory, settlement)
         table = f"bronze.{settlement.spec.name}"
-        repairs = resolve(cursor, memory, source, table, settlement.changed)
+        repairs = resolve(cursor, memory, source, table, settlement.changed, settlement.sealer)
         if source.kind == "snapshot":
             newest = _newest_snapshots(cursor, source.name, repairs)
             _replace_older_snapshots(cursor, source.name, newest)

@@ -83,7 +83,7 @@ def shape_of(
     """The shape of the files that feed `spec`; months run from `first_month` to today's."""
     assert spec.source is not None
     columns = tuple(
-        LandedColumn(c.name, _kind(c.type), required=not c.nullable or c.is_key)
+        LandedColumn(c.name, _kind(c.sealed_type or c.type), required=not c.nullable or c.is_key)
         for c in spec.landed
     )
     return SourceShape(

@@ -2,8 +2,9 @@
 
 The file names real tables and takes a window of months through `:start` and `:end`. From its text
 alone come the upstream tables and how far back each is read. Rendering turns the portable
-`try_cast` and `surrogate_key` into MetaLayer's PostgreSQL functions and, for tables fed from
-landed text, adds one hidden column that reports every cast that failed.
+`try_cast`, `try_phone` and `surrogate_key` into MetaLayer's PostgreSQL functions and, for tables
+fed from landed text, adds one hidden column that reports every cast that failed. What is encrypted
+was typed before it was: there the same words only tell whether that worked.
 
 Belongs here: text in, text and facts out. Does not belong here: connections, or column lineage
 (see `columns.py`).
@@ -28,6 +29,7 @@ from metalayer.errors import ContractError
 FAILED_CASTS = "_failed_casts"
 RECORD_SEPARATOR, UNIT_SEPARATOR = "\x1e", "\x1f"
 _SHOWN_OF_A_VALUE = 200
+_TRY_PHONE = "try_phone"
 #: What `meta.clean_text` takes away.
 _BLANKS = " \t\r\n\u00a0"
 
@@ -137,6 +139,7 @@ def render(
         if only is not None:
             _read_only(reading, upstream, table, only)
     casts = _track_casts(tree, table) if table.source is not None else None
+    _read_sealed(tree, table)
     portable = tree.transform(_to_postgres)
     sql = portable.sql(dialect="postgres", pretty=True, comments=False)
     if casts is None:
@@ -245,7 +248,7 @@ def _full_name(source: exp.Table) -> str:
 
 def _blank_null_tokens(source: exp.Table, table: TableSpec, upstream: TableSpec) -> None:
     """Read the contract's null tokens as NULL, where a landed column may hold them."""
-    tokens = {c.name: c.null_tokens for c in table.landed if c.null_tokens}
+    tokens = {c.name: c.null_tokens for c in table.landed if c.null_tokens and not c.sealed_type}
     if upstream.layer != "bronze" or not tokens:
         return
     columns = [_untokened(c, tokens.get(c.name, ())) for c in upstream.columns]
@@ -350,6 +353,18 @@ def _track_casts(tree: exp.Query, table: TableSpec) -> list[_Cast]:
     return casts
 
 
+def _read_sealed(tree: exp.Query, table: TableSpec) -> None:
+    """Have what types a landed text not look into one that is encrypted: it was typed before."""
+    sealed = {c.name for c in table.landed if c.sealed_type is not None}
+    for word in [*tree.find_all(exp.TryCast), *tree.find_all(exp.Anonymous)]:
+        if isinstance(word, exp.Anonymous) and word.name.lower() != _TRY_PHONE:
+            continue
+        argument = word.this if isinstance(word, exp.TryCast) else word.expressions[0]
+        if sealed.intersection(column.name for column in argument.find_all(exp.Column)):
+            well_sealed = exp.Anonymous(this="meta.well_sealed", expressions=[argument.copy()])
+            word.replace(well_sealed)
+
+
 def _with_failed_casts(sql: str, table: TableSpec, casts: list[_Cast]) -> str:
     columns = ",\n  ".join(f'"{c.name}"' for c in table.stored)
     failures = ",\n    ".join(
@@ -369,6 +384,8 @@ def _to_postgres(node: exp.Expr) -> exp.Expr:
     if isinstance(node, exp.TryCast):
         parameters = [exp.Literal.number(p.name) for p in node.to.expressions]
         return exp.Anonymous(this=_CASTS[node.to.this], expressions=[node.this, *parameters])
+    if isinstance(node, exp.Anonymous) and node.name.lower() == _TRY_PHONE:
+        return exp.Anonymous(this="meta.try_phone", expressions=node.expressions)
     if isinstance(node, exp.Anonymous) and node.name.lower() == "surrogate_key":
         texts = [exp.cast(e, "text") for e in node.expressions]
         return exp.Anonymous(this="meta.surrogate_key", expressions=texts)

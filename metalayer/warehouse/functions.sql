@@ -224,3 +224,25 @@ language sql stable parallel safe
 return coalesce(
     nullif(('x' || left(md5(array_to_string(parts, E'\x1f', E'\x1e')), 16))::bit(64)::bigint, 0), 1
 );
+
+-- A phone number as E.164. Without a country, ten digits, or eleven from 1, are North American.
+create or replace function meta.any_phone(digits text) returns text
+language sql immutable parallel safe
+return case
+    when digits like '+%' and length(digits) between 9 and 16 then digits
+    when digits like '+%' then null
+    when length(digits) = 10 then '+1' || digits
+    when length(digits) = 11 and digits like '1%' then '+' || digits
+    when length(digits) between 10 and 17 and digits like '00%' then '+' || substring(digits from 3)
+end;
+
+create or replace function meta.try_phone(t text) returns text
+language sql immutable parallel safe
+return meta.any_phone(
+    case when meta.clean_text(t) like '+%' then '+' else '' end || translate(t, translate(t, '0123456789', ''), '')
+);
+
+-- An encrypted value; NULL if what was delivered is no value of its column's type.
+create or replace function meta.well_sealed(t text) returns text
+language sql immutable parallel safe
+return case when t not like '!%' then t end;

@@ -17,13 +17,16 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.warehouse.ddl import stored_name
+from metalayer.warehouse.keys import hold_keys
 
 
 def lock_months(cursor: Any, table: str, months: Sequence[date]) -> None:
     """Wait for the months and hold them until the session ends or unlocks them.
 
-    Taken in order, so that two never wait for each other crosswise.
+    Taken in order, so that two never wait for each other crosswise. The keys of encrypted columns
+    are held as well.
     """
+    hold_keys(cursor)
     for month in sorted(months):
         cursor.execute("select pg_advisory_lock(%s, %s)", _numbers(table, month))
 

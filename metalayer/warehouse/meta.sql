@@ -50,6 +50,15 @@ select sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uu
 where not exists (select from meta.secret);
 comment on table meta.secret is 'Key of the pseudonyms that stand for names; whoever reads it can look names up';
 
+create table if not exists meta.keys (
+    key_id text primary key,
+    state text not null check (state in ('current', 'next', 'earlier')),
+    since timestamptz not null default now()
+);
+create unique index if not exists keys_are_one_of_a_state on meta.keys (state) where state <> 'earlier';
+comment on table meta.keys is 'Which keys encrypted columns are sealed with; the keys themselves are never here';
+comment on column meta.keys.state is 'current: it seals; next: values are being sealed with it anew; earlier: it sealed once';
+
 create table if not exists meta.erased (
     kind text not null,
     token text not null,

@@ -236,7 +236,7 @@ def _cast_violations(batch: pl.DataFrame, stage: Stage) -> list[pl.DataFrame]:
     failed = batch.filter(pl.col(FAILED_CASTS).is_not_null())
     if failed.is_empty():
         return []
-    types = {c.name: f"{_NOT_A}{c.type}" for c in stage.spec.stored}
+    types = {c.name: f"{_NOT_A}{c.sealed_type or c.type}" for c in stage.spec.stored}
     parts = pl.col(FAILED_CASTS).str.splitn(UNIT_SEPARATOR, 2)
     return [
         failed.select(LEAF, ROW, pl.col(FAILED_CASTS).str.split(RECORD_SEPARATOR))

@@ -114,22 +114,24 @@ def test_every_personal_column_of_every_table_as_the_role_sees_it(
                 c,
             )
             values = {v for (v,) in seen}
-            assert PLAIN & {v for (v,) in plain}, "the table holds a plain value to be masked"
+            opened = {v and filled.plain(v) for (v,) in plain}
+            assert PLAIN & opened, "the table holds a value to be masked"
             looked += 1
             if reader == "steward":
                 assert seen == plain
             else:
                 assert not PLAIN & values, (spec.full_name, c.name)
+                assert not any("~" in v for v in values if v), "ciphertext is no mask"
     assert looked
 
 
 def test_masks_are_those_of_the_contract_s_kinds(filled: Platform, connect: Connect) -> None:
     ((name, *rest),) = ask(
         connect("analyst"),
-        "select customer_name, email, phone, city, zip, dob::text from gold.dim_customer "
+        "select customer_name, email, phone, city, zip, dob from gold.dim_customer "
         "where customer_id = 1 and phone is not null limit 1",
     )
-    assert rest == ["z***@example.org", "***87", "***", "902**", "1980-01-01"]
+    assert rest == ["z***@example.org", "***87", "***", "902**", "1980"]
     assert len(name) == 16
     assert set(name) <= set("0123456789abcdef")
 

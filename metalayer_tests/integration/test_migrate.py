@@ -252,9 +252,9 @@ def test_a_column_nobody_reads_is_dropped_and_kept_versions_have_it(platform: Pl
         ("gold.agg_monthly_sales", "revenue", "numeric(20,2)", False),
         ("gold.agg_monthly_sales", "revenue", "numeric(22,4)", True),
         ("gold.fact_orders", "quantity", "text", True),
-        ("silver.customers", "dob", "timestamp", True),
+        ("gold.customer_360", "first_order_on", "timestamp", True),
         ("gold.customer_360", "orders", "numeric(25,2)", True),  # under a view
-        ("gold.dim_customer", "dob", "text", True),  # under a view that derives columns
+        ("gold.dim_customer", "customer_id", "text", True),  # under a view that derives columns
     ],
 )
 def test_widening_keeps_every_value_in_place(

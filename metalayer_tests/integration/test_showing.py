@@ -272,7 +272,11 @@ def test_columns_are_shown_with_their_rules() -> None:
     assert changes.constraints.other == ["(customer_id, updated_at) is unique"]
     tagged = {c.name: dict(c.tags) for c in changes.columns if c.tags}
     assert tagged["email"] == {"pii": "email", "sensitivity": "confidential"}
-    assert tagged["dob"] == {"pii": "birth_date", "sensitivity": "restricted"}
+    assert tagged["dob"] == {
+        "pii": "birth_date",
+        "sensitivity": "restricted",
+        "encrypted": "date",
+    }
     assert tagged["state"] == {"free_text": ""}
 
 

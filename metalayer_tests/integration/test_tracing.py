@@ -64,10 +64,12 @@ def condition(platform: Platform, table: str) -> str:
 
 
 def rows(platform: Platform, table: str, where: str) -> list[tuple[Any, ...]]:
-    """Rows as they are stored, without where they came from."""
+    """Rows as they are stored, in plain, without where they came from."""
     spec = catalog().specs[table]
     names = ", ".join(c.name for c in spec.stored if not c.name.startswith("_"))
-    return sorted(platform.ask(f"select {names} from {table} where {where}"), key=repr)
+    found = platform.ask(f"select {names} from {table} where {where}")
+    opened = [tuple(platform.plain(v) if isinstance(v, str) else v for v in row) for row in found]
+    return sorted(opened, key=repr)
 
 
 # --- what is found ------------------------------------------------------------------------------

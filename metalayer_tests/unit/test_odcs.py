@@ -121,8 +121,10 @@ def test_rules_are_ones_that_a_program_can_check(exported: dict[str, Any]) -> No
     assert orders["quantity"]["logicalTypeOptions"]["exclusiveMinimum"] == 0
     (states,) = orders["status"]["quality"]
     assert states["arguments"]["validValues"] == ["CANCELLED", "COMPLETED", "PENDING", "SHIPPED"]
-    phone = properties(exported["silver.customers"])["phone"]
-    assert phone["logicalTypeOptions"] == {"pattern": r"^\+[0-9]{8,15}$"}
+    code = properties(exported["silver.erp_sales"])["product_code"]
+    assert code["logicalTypeOptions"] == {"pattern": r"^P[0-9]{5}$"}
+    day = properties(exported["silver.customers"])["dob"]
+    assert {"property": "encryptedType", "value": "date"} in day["customProperties"]
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -24,30 +24,6 @@ cleaned as (
         _delivery_id,
         _line
     from delivered
-),
-
-dialled as (
-    select
-        *,
-        case when phone like '+%' then '+' else '' end
-        || translate(phone, translate(phone, '0123456789', ''), '') as digits
-    from cleaned
-    -- A fence: without it PostgreSQL computes the digits again for every mention of them.
-    offset 0 -- noqa: AM09
-),
-
--- Only digits are left behind the plus sign, so lengths tell what patterns would, several times faster.
-phoned as (
-    select
-        *,
-        case
-            when digits like '+%' and length(digits) between 9 and 16 then digits
-            when digits like '+%' then null
-            when length(digits) = 10 then '+1' || digits
-            when length(digits) = 11 and digits like '1%' then '+' || digits
-            when length(digits) between 10 and 17 and digits like '00%' then '+' || substring(digits from 3)
-        end as e164
-    from dialled
 )
 
 select
@@ -55,8 +31,8 @@ select
     first_name,
     last_name,
     lower(email) as email,
-    e164 as phone,
-    case when phone is not null then e164 is not null end as is_phone_valid,
+    try_phone(phone) as phone,
+    case when phone is not null then try_phone(phone) is not null end as is_phone_valid,
     city,
     upper(state) as state,
     zip,
@@ -65,4 +41,4 @@ select
     try_cast(updated_at as timestamp) as updated_at,
     _delivery_id,
     _line
-from phoned
+from cleaned

@@ -28,11 +28,11 @@ class DimCustomer(Contract):
     valid_from: datetime = month_column("Instant from which the version is true, UTC")
     customer_name: str = column("First and last name", nullable=True, pii="name")
     email: str = column("E-mail address in lower case", nullable=True, pii="email")
-    phone: str = column("Phone number as E.164", nullable=True, pii="phone")
+    phone: str = column("Phone number as E.164", nullable=True, pii="phone", encrypted=True)
     city: str = column("City of the postal address", nullable=True, pii="address")
     state: str = column("State of the postal address", nullable=True, free_text=True)
     zip: str = column("Postal code", nullable=True, pii="address")
-    dob: date = column("Day of birth", nullable=True, pii="birth_date")
+    dob: date = column("Day of birth", nullable=True, pii="birth_date", encrypted=True)
     created_at: datetime = column("When the CRM first knew the customer, UTC", nullable=True)
     region: str = column("Sales region, from the snapshot", nullable=True, free_text=True)
     name_source: str = column(

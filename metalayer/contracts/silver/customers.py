@@ -26,7 +26,7 @@ class Customers(Contract):
         nullable=True,
         pii="phone",
         null_tokens=NO_VALUE,
-        str_matches=r"^\+[0-9]{8,15}$",
+        encrypted=True,
     )
     is_phone_valid: bool = column(
         "Whether the delivered phone could be normalised; none where no phone was delivered",
@@ -44,7 +44,9 @@ class Customers(Contract):
         free_text=True,
     )
     zip: str = column("Postal code", nullable=True, pii="address", null_tokens=NO_VALUE)
-    dob: date = column("Day of birth", nullable=True, pii="birth_date", null_tokens=NO_VALUE)
+    dob: date = column(
+        "Day of birth", nullable=True, pii="birth_date", null_tokens=NO_VALUE, encrypted=True
+    )
     created_at: datetime = column(
         "When the CRM first knew the customer, UTC", nullable=True, null_tokens=NO_VALUE
     )
