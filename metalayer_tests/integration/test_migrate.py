@@ -254,7 +254,7 @@ def test_a_column_nobody_reads_is_dropped_and_kept_versions_have_it(platform: Pl
         ("gold.fact_orders", "quantity", "text", True),
         ("gold.customer_360", "first_order_on", "timestamp", True),
         ("gold.customer_360", "orders", "numeric(25,2)", True),  # under a view
-        ("gold.dim_customer", "customer_id", "text", True),  # under a view that derives columns
+        ("gold.dim_customer", "created_at", "text", True),  # under a view that derives columns
     ],
 )
 def test_widening_keeps_every_value_in_place(
