@@ -14,6 +14,7 @@ from metalayer.automation.following import following_sensor
 from metalayer.automation.freshness import due_checks, lateness_sensor
 from metalayer.automation.jobs import current_month, full_refresh, month_turn
 from metalayer.automation.landing import landing_sensor, take_in
+from metalayer.automation.retention import retain, retention_schedule
 from metalayer.catalog import catalog
 from metalayer.settings import Settings
 
@@ -40,8 +41,8 @@ with warnings.catch_warnings():
             *acceptance_checks(tables),
             *due_checks(tables),
         ],
-        jobs=[full_refresh(tables), this_month, take_in],
-        schedules=[month_turn(this_month, settings)],
+        jobs=[full_refresh(tables), this_month, take_in, retain],
+        schedules=[month_turn(this_month, settings), retention_schedule],
         sensors=[landing_sensor(settings), following_sensor(tables), lateness_sensor(tables)],
         resources={"warehouse": warehouse_resource, "io_manager": warehouse_io_manager},
         loggers={"console": console_logger},

@@ -22,7 +22,7 @@ from metalayer.jobs import CALENDAR, calendar_span, month_ranges, months_between
 from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
-from metalayer.warehouse.build import TableJob, is_stale
+from metalayer.warehouse.build import TableJob, is_settled, is_stale
 from metalayer.warehouse.migrate import install, is_installed
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
@@ -111,6 +111,8 @@ def plan(
         wanted = {m for m in wanted if m >= settings.start_month}
         forced[table] = (wanted if months is None else wanted & months) if force else set()
         job = table_job(table, settings)
+        wanted = {m for m in wanted if not is_settled(job, state, m)}
+        forced[table] &= wanted
         stale[table] = {m for m in wanted if m in forced[table] or is_stale(job, state, m)}
         unpublished[table] = stale[table] - set(published)
         unchecked[table] = {

@@ -63,6 +63,8 @@ def table_metadata(spec: TableSpec, tables: Catalog, month: date) -> dict[str, A
         "fresh_within_days": spec.fresh_within.total_seconds() / 86400,
         "max_reject_rate": spec.max_reject_rate,
     }
+    if spec.retention_months is not None:
+        facts["retention_months"] = spec.retention_months
     if spec.max_rejects is not None:
         facts["max_rejects"] = spec.max_rejects
     references = []

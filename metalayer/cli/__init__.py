@@ -10,6 +10,7 @@
     roles.py      roles
     erase.py      erase, hold
     keys.py       keys
+    retain.py     retain
     scan.py       scan
     subject.py    subject
     up.py         up
@@ -49,6 +50,7 @@ from metalayer.cli import (
     erase,
     keys,
     migrate,
+    retain,
     roles,
     scan,
     subject,
@@ -117,6 +119,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         erase.hold,
         "Keep one customer from being erased.",
         ['hold --customer 7 --why "lawsuit 12/2025"', "hold --customer 7 --release"],
+    ),
+    (
+        retain.retain,
+        "Take months out that were kept as long as their contracts say.",
+        ["retain --plan", "retain"],
     ),
     (
         keys.keys,

@@ -159,6 +159,8 @@ class TableSpec:
         views: Name -> SELECT of further views beside the table.
         readers: Roles that may read it and its views, of `READERS`; nobody unless it says so.
         purpose: What personal data in it is held for, in a sentence, or None.
+        retention_months: For how many months besides the present one rows are kept, or None: for
+            good. A table whose rows are another's (`rows_from`) keeps them as long as that.
         source: The landed files (silver), the same on the bronze table derived from it.
         contract: The Pandera model, None for a derived bronze table.
         path: File of the contract, for messages.
@@ -181,6 +183,7 @@ class TableSpec:
     views: Mapping[str, str] = field(default_factory=dict)
     readers: tuple[str, ...] = ()
     purpose: str | None = None
+    retention_months: int | None = None
     source: SourceSpec | None = None
     contract: type[Contract] | None = None
     path: Path | None = None
@@ -418,6 +421,7 @@ def table_spec(contract: type[Contract]) -> TableSpec:
         views=dict(getattr(facts, "views", {})),
         readers=_readers(facts, where),
         purpose=_purpose(facts, where),
+        retention_months=_retention(facts, where),
         source=_source(source, where, columns, month) if source is not None else None,
         contract=contract,
         path=path,
@@ -463,6 +467,7 @@ def bronze_spec(silver: TableSpec) -> TableSpec:
         max_rejects=silver.max_rejects,
         readers=tuple(r for r in silver.readers if r in _READERS_OF_BRONZE),
         purpose=silver.purpose,
+        retention_months=silver.retention_months,
         source=silver.source,
         path=silver.path,
     )
@@ -607,6 +612,23 @@ def _purpose(facts: Any, where: str) -> str | None:
     if found is not None and not (isinstance(found, str) and found.strip()):
         raise ContractError(
             f"{where}: Table.purpose is {found!r}", "Say in a sentence what the data is held for"
+        )
+    return found
+
+
+def _retention(facts: Any, where: str) -> int | None:
+    found = getattr(facts, "retention_months", None)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ContractError(
+            f"{where}: Table.retention_months is {found!r}",
+            "Use a whole number of months from 1 on, or leave it out to keep rows for good",
+        )
+    if _purpose(facts, where) is None:
+        raise ContractError(
+            f"{where}: Table.retention_months without a purpose",
+            "Say in `purpose` what the data is held for: that is what the months follow from",
         )
     return found
 

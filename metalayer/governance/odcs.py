@@ -155,6 +155,16 @@ def _service_levels(spec: TableSpec) -> list[dict[str, Any]]:
             "description": "Data comes by the month",
         },
     ]
+    if spec.retention_months is not None:
+        levels.append(
+            {
+                "property": "retention",
+                "value": spec.retention_months,
+                "unit": "m",
+                "element": month,
+                "description": "Rows are kept so long besides the present month",
+            }
+        )
     if spec.due is not None:
         levels.append(
             {

@@ -27,6 +27,7 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError
 from metalayer.landing.entries import Candidate, Entries, lock
 from metalayer.landing.erased import Register, folder_of, load_register, watching
+from metalayer.landing.expired import load_expiry
 from metalayer.landing.files import WITHDRAWN_FOLDER, Skipped, landed_paths, match_source
 from metalayer.landing.judge import SourceShape, identifier, literal
 from metalayer.landing.parsed import parse_landed
@@ -186,11 +187,11 @@ def clear(
     cursor: Any,
     settings: Settings,
     sources: Mapping[str, TableSpec],
-    register: Register,
+    register: Register | None,
     today: date,
     lines: Mapping[int, Collection[int]] | None = None,
 ) -> Cleared:
-    """Take erased persons out of every landed file, in the caller's transaction.
+    """Take erased persons and expired months out of every landed file, in the caller's transaction.
 
     Args:
         sources: Source name -> the silver table it feeds.
@@ -204,11 +205,11 @@ def clear(
     """
     lock(cursor)
     _finish_interrupted(cursor, settings)
-    cleared = Cleared()
+    cleared, expiries = Cleared(), load_expiry(cursor)
     try:
         for name, spec in sources.items():
             plain = terms_of(spec, settings.start_month, today, unpacking_of(settings))
-            terms = watching(plain, sources, register)
+            terms = watching(plain, sources, register, expiries.get(name))
             if terms.shape.erasing is not None:
                 source = _Source(cursor, settings, terms, cleared, lines or {})
                 source.clear()

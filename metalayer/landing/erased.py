@@ -22,6 +22,7 @@ from typing import Any
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import ConfigurationError
+from metalayer.landing.expired import Expiry
 from metalayer.landing.judge import Erasing
 from metalayer.landing.shape import Terms
 from metalayer.settings import Settings
@@ -119,6 +120,13 @@ def token_of(cursor: Any, settings: Settings, kind: str, number: str) -> str | N
     return None if salt is None else Register(salt, {}).token(kind, number)
 
 
+def prefix_of(cursor: Any, settings: Settings, kind: str) -> str:
+    """What stands before a number of a kind of person when it is hashed; somebody was before."""
+    salt = _salt(cursor, settings)
+    assert salt is not None
+    return Register(salt, {}).prefix(kind)
+
+
 def make_token(cursor: Any, settings: Settings, kind: str, number: str) -> str:
     """The same, with a salt that is made if there is none."""
     salt = _salt(cursor, settings)
@@ -155,11 +163,13 @@ def watching(
     terms: Terms,
     sources: Mapping[str, TableSpec],
     register: Register | None,
+    expiry: Expiry | None,
     lines: Collection[int] = (),
 ) -> Terms:
-    """The terms by which the reader finds erased persons.
+    """The terms by which the reader finds what is to go: erased persons, and expired months.
 
     Args:
+        expiry: Of the source; None: its months are kept.
         lines: Lines of the one file that is read with them, on which such records are known to be.
     """
     spec = terms.spec
@@ -168,16 +178,20 @@ def watching(
         for column, kind in numbered_columns(spec, sources)
         if register is not None and kind in register.tokens
     ]
-    if register is None or not columns:
+    if not columns and expiry is None:
         return terms
     erasing = Erasing(
         numbers=tuple(
-            (c.name, register.prefix(kind), register.tokens[kind]) for c, kind in columns
+            (c.name, register.prefix(kind), register.tokens[kind])
+            for c, kind in columns
+            if register is not None
         ),
         lines=frozenset(lines),
         # Where the number is part of the key there would be several anonymous rows of one key.
         keeps_rows=not any(column.is_key for column, _ in columns),
         personal=tuple(column.name for column in spec.landed if column.pii),
+        expired_before=expiry.before if expiry is not None else None,
+        held_months=expiry.held if expiry is not None else frozenset(),
     )
     return replace(terms, shape=replace(terms.shape, erasing=erasing))
 

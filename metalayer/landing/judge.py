@@ -76,12 +76,16 @@ class Erasing:
         lines: further lines of the one file that is read, on which such records begin.
         keeps_rows: whether a record stays, without what is personal in it.
         personal: columns that are emptied in a record that stays.
+        expired_before: first day of the first month whose records have not expired; None: none has.
+        held_months: earlier months whose records stay all the same.
     """
 
     numbers: tuple[tuple[str, str, frozenset[str]], ...]
     lines: frozenset[int] = frozenset()
     keeps_rows: bool = False
     personal: tuple[str, ...] = ()
+    expired_before: date | None = None
+    held_months: frozenset[date] = frozenset()
 
 
 @dataclass(frozen=True)

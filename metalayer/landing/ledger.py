@@ -33,6 +33,7 @@ from metalayer.landing.copies import promote_copies, same_content, touched
 from metalayer.landing.entries import Candidate, Delivery, Entries, LedgerBusyError, lock
 from metalayer.landing.erase import clear_restored, take_out
 from metalayer.landing.erased import load_register, watching
+from metalayer.landing.expired import load_expiry
 from metalayer.landing.files import STILL_SECONDS, FileState, LandedFile, Skipped, discover
 from metalayer.landing.header import MissingColumns
 from metalayer.landing.litter import clear_litter
@@ -130,9 +131,14 @@ def register_in(
     lock(cursor, waits=waits)
     day = today or datetime.now(UTC).date()
     unpacking = unpacking_of(settings)
-    register = load_register(cursor, settings)
+    register, expiries = load_register(cursor, settings), load_expiry(cursor)
     terms = {
-        name: watching(terms_of(s, settings.start_month, day, unpacking), sources, register)
+        name: watching(
+            terms_of(s, settings.start_month, day, unpacking),
+            sources,
+            register,
+            expiries.get(name),
+        )
         for name, s in sources.items()
     }
     desk = _Desk(cursor, settings, terms, progress or (lambda _line: None), rewrites=rewrites)

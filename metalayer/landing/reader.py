@@ -90,7 +90,7 @@ def parse(
     Raises:
         LandingError: the file is refused as a whole; the message names it and the cause.
         FileInFlux: it changed or vanished while it was read; worth another try.
-        ErasedFound: it has records of whom `shape.erasing` names.
+        ErasedFound: it has records that are to go, by `shape.erasing`.
     """
     with _folder_beside(rows_out) as folder:
         lines_path = folder / "lines"
@@ -113,8 +113,9 @@ def parse(
             rows, rejects = folder / "rows", rejects_folder / "rejects"
             try:
                 records.read()
-                if spans := records.erased():
-                    raise ErasedFound(path.name, spans, facts.fingerprint.sha256)
+                spans, expired = records.erased()
+                if spans:
+                    raise ErasedFound(path.name, spans, facts.fingerprint.sha256, expired)
                 rows_read, rows_rejected, months = records.counts()
                 records.write(rows, rejects)
             except duckdb.OutOfMemoryException as error:
@@ -140,19 +141,28 @@ def parse(
 
 
 class ErasedFound(LandingError):  # noqa: N818 - no error of the file's
-    """A file has records of persons who were erased.
+    """A file has records of persons who were erased, or of months that are kept no longer.
 
     Attributes:
         spans: First and last line of each of them.
         sha256: Of the content that has them.
+        expired: The first lines of those of such months.
     """
 
-    def __init__(self, name: str, spans: list[tuple[int, int]], sha256: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        spans: list[tuple[int, int]],
+        sha256: str,
+        expired: frozenset[int] = frozenset(),
+    ) -> None:
         super().__init__(
-            f"{name} has records of persons who were erased", "The next build takes them out of it."
+            f"{name} has records of persons who were erased, or of months that are kept no longer",
+            "The next build takes them out of it.",
         )
         self.spans = spans
         self.sha256 = sha256
+        self.expired = expired
 
 
 @contextmanager

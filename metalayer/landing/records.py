@@ -127,19 +127,25 @@ class Records:
         if self._facts.has_quotes:
             self._settle_irregular_lines()
 
-    def erased(self) -> list[tuple[int, int]]:
-        """First and last line of every record of a person who was erased, in order."""
+    def erased(self) -> tuple[list[tuple[int, int]], frozenset[int]]:
+        """First and last line of every record that is to go, in order; and which have expired.
+
+        Those of erased persons go, and those of months that are kept no longer. The latter are told
+        by their first lines.
+        """
         erasing = self._shape.erasing
         if erasing is None:
-            return []
+            return [], frozenset()
         places = {column.name: f"c{n}" for n, column in enumerate(self._shape.columns, start=1)}
         conditions = [is_erased(self._shape, places.__getitem__)]
         if erasing.lines:
             conditions.append(f"_line in ({', '.join(map(str, sorted(erasing.lines)))})")
         found = self._run(
-            f"select _line from record where {' or '.join(conditions)} order by _line"
+            f"select _line, coalesce({has_expired(self._shape)}, false) from record "
+            f"where {' or '.join(conditions)} order by _line"
         ).fetchall()
-        return [(line, self._last_lines.get(line, line)) for (line,) in found]
+        spans = [(line, self._last_lines.get(line, line)) for line, _ in found]
+        return spans, frozenset(line for line, is_expired in found if is_expired)
 
     def counts(self) -> tuple[int, int, dict[date, int]]:
         """Records, those of them rejected, and the good ones per month."""
@@ -262,18 +268,32 @@ class Records:
 
 
 def is_erased(shape: SourceShape, text_of: Callable[[str], str]) -> str:
-    """The condition, for a database with the grammar, that a record is of an erased person.
+    """The condition, for a database with the grammar, that a record is to go.
+
+    It is of an erased person, or of a month that is kept no longer (its column `month`).
 
     Args:
         text_of: Column -> the SQL of what was delivered for it.
     """
     assert shape.erasing is not None
-    conditions = []
+    conditions = [has_expired(shape)]
     for name, prefix, tokens in shape.erasing.numbers:
         number = KEY_TEXT[shape.type_of(name)].format(text_of(name))
         listed = ", ".join(map(literal, sorted(tokens)))
         conditions.append(f"sha256({literal(prefix)} || {number}) in ({listed})")
     return f"({' or '.join(conditions)})"
+
+
+def has_expired(shape: SourceShape) -> str:
+    """The condition that a record is of a month that is kept no longer."""
+    erasing = shape.erasing
+    if erasing is None or erasing.expired_before is None:
+        return "false"
+    condition = f"month < date '{erasing.expired_before}'"
+    if erasing.held_months:
+        held = ", ".join(f"date '{month}'" for month in sorted(erasing.held_months))
+        condition += f" and month not in ({held})"
+    return f"({condition})"
 
 
 def open_with_grammar(configuration: Configuration) -> duckdb.DuckDBPyConnection:

@@ -1,9 +1,10 @@
-"""A landed file without the records of erased persons: the same lines, some of them empty.
+"""A landed file without records that are to go: the same lines, some of them empty.
 
-Line n stays line n, so whatever names a line still names the same. A record that goes leaves its
-lines blank; one that stays (an order, say, which counts in totals) has the person's number replaced
-by `ANONYMOUS` and what is personal emptied. The text is written as the reader understood it: UTF-8,
-lines ended by line feeds, packed if it was.
+Those are of erased persons, or of months that are kept no longer. Line n stays line n, so whatever
+names a line still names the same. A record that goes leaves its lines blank; one that stays (an
+order, say, which counts in totals) has the person's number replaced by `ANONYMOUS` and what is
+personal emptied. The text is written as the reader understood it: UTF-8, lines ended by line feeds,
+packed if it was.
 
 Does not belong here: who was erased (`erased.py`), or finding their records (`records.py`).
 """
@@ -67,7 +68,7 @@ def redacted(path: Path, shape: SourceShape, found: ErasedFound, work: Path) -> 
         with closing(clean_lines(lines_path)) as lines:
             header = read_header(path.name, lines, [column.name for column in shape.columns], [])
         with lines_path.open("rb") as source, _opened(path, aside) as out:
-            _copy(source, out, found.spans, header, shape, has_escapes=facts.has_escapes)
+            _copy(source, out, found, header, shape, has_escapes=facts.has_escapes)
         shutil.copystat(path, aside)
     except BaseException as error:
         aside.unlink(missing_ok=True)
@@ -108,18 +109,19 @@ def _opened(path: Path, aside: Path) -> Iterator[IO[bytes]]:
 def _copy(
     source: IO[bytes],
     out: IO[bytes],
-    spans: Sequence[tuple[int, int]],
+    found: ErasedFound,
     header: Header,
     shape: SourceShape,
     *,
     has_escapes: bool,
 ) -> None:
-    here = 0
+    here, spans = 0, found.spans
     for (first, last), start in zip(spans, _starts(source, [f for f, _ in spans]), strict=True):
         _copy_lines(source, out, here, start, has_escapes=has_escapes)
         source.seek(start)
         record = [source.readline().rstrip(b"\n").decode() for _ in range(first, last + 1)]
-        for line in _without_person(record, header, shape):
+        is_expired = first in found.expired
+        for line in [""] * len(record) if is_expired else _without_person(record, header, shape):
             out.write(_plain(f"{line}\n".encode()))
         here = source.tell()
     source.seek(0, 2)

@@ -119,7 +119,12 @@ class MonthResult:
 
 
 def is_stale(job: TableJob, state: State, month: date) -> bool:
-    """Whether `month` was built by other code or from other inputs than there are now, or never."""
+    """Whether `month` was built by other code or from other inputs than there are now, or never.
+
+    One whose rows have expired is not, nor what was made of it: see `is_settled`.
+    """
+    if is_settled(job, state, month):
+        return False
     published = state.published.get(job.spec.full_name, {}).get(month)
     return (
         published is None
@@ -128,12 +133,27 @@ def is_stale(job: TableJob, state: State, month: date) -> bool:
     )
 
 
+def is_settled(job: TableJob, state: State, month: date) -> bool:
+    """Whether `month` is never built again: its rows have expired, or those it was made from have.
+
+    The latter are aggregates, which stay. What looks back over several months is made from those
+    that are kept.
+    """
+    if not state.expired:
+        return False
+    tables = [job.spec.full_name]
+    tables += [name for name, reach in job.reaches.items() if reach is Reach.SAME]
+    return any(month in state.expired.get(table, ()) for table in tables)
+
+
 def to_be_checked(job: TableJob, state: State) -> dict[date, Published]:
     """The published months, up to date, whose blocking checks have not passed yet."""
     return {
         month: published
         for month, published in state.published.get(job.spec.full_name, {}).items()
-        if not published.is_checked and not is_stale(job, state, month)
+        if not published.is_checked
+        and not is_stale(job, state, month)
+        and not is_settled(job, state, month)
     }
 
 
@@ -219,9 +239,15 @@ def _build_window(
             connection.commit()
             state = load_state(cursor, [table, *job.upstream])
             connection.commit()
-            stale = [m for m in window if m in forced or is_stale(job, state, m)]
+            stale = [
+                m
+                for m in window
+                if is_stale(job, state, m) or (m in forced and not is_settled(job, state, m))
+            ]
+            # Of a month that has expired there is nothing to tell.
+            known = state.published.get(table, {})
             for month in window:
-                if month not in stale:
+                if month not in stale and month in known:
                     report(_current_result(job, state, month))
             if stale:
                 job = replace(job, spec=evolve(connection, job.spec))

@@ -258,8 +258,25 @@ create table if not exists meta.built_from (
 );
 comment on table meta.built_from is 'Which version of each month of its inputs a month of a following table was made from';
 
-create table if not exists meta.failed_months (
+create table if not exists meta.retention (
+    source text primary key,
+    expired_before date not null,
+    held_months date[] not null default '{}',
+    since timestamptz not null default now()
+);
+comment on table meta.retention is 'Before which month rows of a source have expired: they are taken out of files that have them';
+comment on column meta.retention.held_months is 'Earlier months that stay all the same: they have rows of somebody on legal hold';
+
+create table if not exists meta.expired_months (
     table_name text not null,
+    month date not null,
+    rows bigint not null,
+    expired_at timestamptz not null default now(),
+    primary key (table_name, month)
+);
+comment on table meta.expired_months is 'Months whose rows were kept as long as their contract says. What was made from them of the same month stays as it is';
+
+create table if not exists meta.failed_months (    table_name text not null,
     month date not null,
     made_from text not null,
     problem text not null,

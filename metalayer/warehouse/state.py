@@ -52,11 +52,13 @@ class State:
         delivered: Source -> month -> the live deliveries that touch the month: id, as text -> what
             it has there (shape, rows, which of them count).
         delivered_rows: Source -> month -> rows they have in the month.
+        expired: Table -> months whose rows are kept no longer.
     """
 
     published: Mapping[str, Mapping[date, Published]]
     delivered: Mapping[str, Mapping[date, Mapping[str, str]]]
     delivered_rows: Mapping[str, Mapping[date, int]]
+    expired: Mapping[str, Collection[date]] = field(default_factory=dict)
     _prefixes: dict[str, tuple[list[date], list[str]]] = field(default_factory=dict)
 
     def input_fingerprint(self, table: str, reach: Reach, month: date) -> str:
@@ -129,4 +131,8 @@ def load_state(cursor: Any, tables: Collection[str] | None = None) -> State:
         for source, month, deliveries, rows in cursor.fetchall():
             delivered.setdefault(source, {})[month] = deliveries
             delivered_rows.setdefault(source, {})[month] = int(rows)
-    return State(published, delivered, delivered_rows)
+    cursor.execute("select table_name, month from meta.expired_months")
+    expired: dict[str, set[date]] = {}
+    for table, month in cursor.fetchall():
+        expired.setdefault(table, set()).add(month)
+    return State(published, delivered, delivered_rows, expired)

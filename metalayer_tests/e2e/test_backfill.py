@@ -83,7 +83,10 @@ def backfill(up: Up, months: list[str]) -> list[dict[str, Any]]:
 
 def test_the_schedule_is_off(up: Up) -> None:
     schedules = up.graphql(_SCHEDULES, s=_REPOSITORY)["schedulesOrError"]["results"]
-    assert {s["name"]: s["scheduleState"]["status"] for s in schedules} == {"month_turn": "STOPPED"}
+    assert {s["name"]: s["scheduleState"]["status"] for s in schedules} == {
+        "month_turn": "STOPPED",
+        "retention": "STOPPED",
+    }
 
 
 def test_a_year_is_one_run_a_failed_month_keeps_the_others_and_a_retry_does_the_rest(

@@ -49,6 +49,7 @@ class Customer360(Contract):
         owner = "team:customer-data"
         readers = ("analyst", "bi", "engineer", "steward")
         purpose = "To see at one glance what a customer bought, and how they are doing"
+        retention_months = 120
         rows_follow = "customer_id"
         views = {
             "customer_360_current": """

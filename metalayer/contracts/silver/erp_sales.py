@@ -31,6 +31,7 @@ class ErpSales(Contract):
         owner = "team:sales-data"
         readers = ("engineer", "steward")
         purpose = "To bill what was sold, and to account for it"
+        retention_months = 120
         due = Due(day=3, hour=6)
 
     class Source:

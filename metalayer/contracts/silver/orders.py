@@ -44,6 +44,7 @@ class Orders(Contract):
         owner = "team:sales-data"
         readers = ("engineer", "steward")
         purpose = "To deliver orders, and to account for them"
+        retention_months = 120
         due = Due(day=3, hour=6)
 
     class Source:
