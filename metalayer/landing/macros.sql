@@ -158,6 +158,6 @@ create macro any_phone(digits) as
     end;
 
 create macro try_phone(t) as
-    [clean(t)].list_transform(
+    [case when strlen(t) <= 200 then clean(t) end].list_transform(
         lambda c: case when starts_with(c, '+') then '+' else '' end || regexp_replace(c, '[^0-9]', '', 'g')
     ).list_transform(lambda d: any_phone(d))[1];

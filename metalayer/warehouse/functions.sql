@@ -236,11 +236,12 @@ return case
     when length(digits) between 10 and 17 and digits like '00%' then '+' || substring(digits from 3)
 end;
 
+-- Of 200 bytes at most: what `translate` takes grows with the square of a text.
 create or replace function meta.try_phone(t text) returns text
 language sql immutable parallel safe
-return meta.any_phone(
+return case when octet_length(t) <= 200 then meta.any_phone(
     case when meta.clean_text(t) like '+%' then '+' else '' end || translate(t, translate(t, '0123456789', ''), '')
-);
+) end;
 
 -- An encrypted value; NULL if what was delivered is no value of its column's type.
 create or replace function meta.well_sealed(t text) returns text

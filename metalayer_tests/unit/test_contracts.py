@@ -8,13 +8,25 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metalayer import catalog as catalog_module
 from metalayer import contracts
 from metalayer.catalog import Catalog, catalog
-from metalayer.contracts.contract import Contract, TableSpec, bronze_spec, table_spec
+from metalayer.contracts.contract import (
+    Contract,
+    TableSpec,
+    _refuse_what_cannot_be_sealed,
+    bronze_spec,
+    column,
+    key,
+    month_column,
+    pandera_schema,
+    table_spec,
+)
+from metalayer.contracts.sealed import WELL_SEALED
 from metalayer.errors import ContractError
 from metalayer.lineage.select import Select, parse_select
 
@@ -332,6 +344,37 @@ def test_a_cast_to_an_unsupported_type(parse: Callable[[str], Select]) -> None:
     with pytest.raises(ContractError) as refused:
         parse(SELECT.replace("as bigint", "as interval"))
     assert "sql/silver/parcels.sql has a try_cast to INTERVAL" in str(refused.value)
+
+
+# ---- encrypted columns
+
+
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [
+        (key("Number", encrypted=True), "is part of the key"),
+        (column("Number", encrypted=True, identifies="customer"), "identifies somebody"),
+        (column("Number", encrypted=True, references="silver.a.b"), "references another table"),
+        (column("Number", encrypted=True, derived="1"), "is derived"),
+        (month_column("Day", encrypted=True), "is the month column"),
+        (column("Number", encrypted=True, gt=0, isin=[1]), "has rules: greater_than, isin"),
+    ],
+)
+def test_what_asks_for_plain_values_is_not_encrypted(info: Any, problem: str) -> None:
+    with pytest.raises(ContractError, match=problem):
+        _refuse_what_cannot_be_sealed(info.metadata["metalayer"], info, "x.py: 'x'")
+
+
+def test_an_encrypted_column_is_text_that_is_sealed() -> None:
+    for table in ("silver.customers", "gold.dim_customer"):
+        spec = catalog_module.catalog().spec(table)
+        dob = spec.column("dob")
+        assert (dob.type, dob.sealed_type) == ("text", "date")
+        (check,) = pandera_schema(spec).columns["dob"].checks
+        assert check.statistics == {"pattern": WELL_SEALED}
+    bronze = catalog_module.catalog().spec("bronze.customers").column("dob")
+    assert bronze.sealed_type == "date"
+    assert "N/A" in bronze.null_tokens
 
 
 # ---- the catalog of a project of its own

@@ -69,6 +69,12 @@ def test_a_column_is_not_less_sensitive_than_its_origin() -> None:
     assert 'sensitivity="restricted"' in said
 
 
+def test_what_is_made_from_encrypted_values_is_encrypted() -> None:
+    said = refusal(changed("gold.dim_customer", "dob", sealed_type=None))
+    assert "made from encrypted values" in said
+    assert "encrypted=True" in said
+
+
 def test_without_its_reason_a_declassified_column_is_refused() -> None:
     said = refusal(changed("silver.customers", "is_phone_valid", declassified=None))
     assert "silver.customers.is_phone_valid <- bronze.customers.phone" in said

@@ -12,17 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# What both answer, as text: bigint, numeric(18, 2), numeric(38, 10), date, timestamp, boolean.
+# What both answer, as text: bigint, numeric(18, 2), numeric(38, 10), date, timestamp, boolean,
+# phone number.
 IN_DUCKDB = """
     select try_bigint(t)::varchar, try_numeric(t, 18, 2), try_numeric(t, 38, 10),
         try_date(t)::varchar, strftime(try_timestamp(t), '%Y-%m-%d %H:%M:%S.%f'),
-        try_boolean(t)::varchar
+        try_boolean(t)::varchar, try_phone(t)
     from (select unnest(?::varchar[]) as t, generate_subscripts(?::varchar[], 1) as n) order by n
 """
 IN_POSTGRESQL = """
     select meta.try_bigint(t)::text, trim_scale(meta.try_numeric(t, 18, 2))::text,
         trim_scale(meta.try_numeric(t, 38, 10))::text, to_char(meta.try_date(t), 'YYYY-MM-DD'),
-        to_char(meta.try_timestamp(t), 'YYYY-MM-DD HH24:MI:SS.US'), meta.try_boolean(t)::text
+        to_char(meta.try_timestamp(t), 'YYYY-MM-DD HH24:MI:SS.US'), meta.try_boolean(t)::text,
+        meta.try_phone(t)
     from unnest(%s::text[]) with ordinality as given(t, n) order by n
 """
 Answer = tuple[str | None, ...]
@@ -153,6 +155,16 @@ BOOLEANS = {
 }
 
 
+PHONES = {
+    **dict.fromkeys(["(212) 555-0187", "212.555.0187 ", "1 212 555 0187"], "+12125550187"),
+    **dict.fromkeys(["+1 (212) 555-0187", "\u00a02125550187"], "+12125550187"),
+    "+49 30 901820": "+4930901820",
+    "0049 30 901820": "+4930901820",
+    **dict.fromkeys(["call me", "12345", "+1234567", "+12345678901234567", "2" * 11], None),
+    **dict.fromkeys(["+", "", "2" * 201], None),
+}
+
+
 @pytest.fixture(scope="module")
 def grammar_in_duckdb() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as connection:
@@ -205,7 +217,15 @@ def test_booleans(
         assert {t: a[5] for t, a in zip(texts, answers, strict=True)} == BOOLEANS
 
 
-EXAMPLES = [*NUMBERS, *MOMENTS, *BOOLEANS]
+def test_phones(
+    grammar_in_duckdb: duckdb.DuckDBPyConnection, cursor: "psycopg2.extensions.cursor"
+) -> None:
+    texts = list(PHONES)
+    for answers in (in_duckdb(grammar_in_duckdb, texts), in_postgresql(cursor, texts)):
+        assert {t: a[6] for t, a in zip(texts, answers, strict=True)} == PHONES
+
+
+EXAMPLES = [*NUMBERS, *MOMENTS, *BOOLEANS, *PHONES]
 
 
 @st.composite
@@ -259,7 +279,7 @@ def test_very_long_texts_are_no_values_and_no_errors(
     grammar_in_duckdb: duckdb.DuckDBPyConnection, cursor: "psycopg2.extensions.cursor"
 ) -> None:
     texts = ["1" * 300_000, "1," * 100_000, "9" * 200_000 + "e99", "." * 99_999, "-" * 99_999]
-    nothing = [(None,) * 6] * len(texts)
+    nothing = [(None,) * 7] * len(texts)
     assert in_duckdb(grammar_in_duckdb, texts) == nothing
     assert in_postgresql(cursor, texts) == nothing
 
