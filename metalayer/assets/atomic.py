@@ -22,7 +22,14 @@ from metalayer.catalog import catalog
 from metalayer.jobs import table_job
 from metalayer.planning import Plan
 from metalayer.warehouse.acts import record
-from metalayer.warehouse.build import MonthResult, TableJob, is_stale, result_of, windows_of
+from metalayer.warehouse.build import (
+    MonthResult,
+    TableJob,
+    is_settled,
+    is_stale,
+    result_of,
+    windows_of,
+)
 from metalayer.warehouse.evolve import evolve
 from metalayer.warehouse.locks import begin_snapshot, lock_months, unlock_all
 from metalayer.warehouse.places import make_places
@@ -109,7 +116,11 @@ def _build_table(
     table = job.spec.full_name
     forced = todo.forced.get(table, set())
     state = load_state(cursor, [table, *job.upstream])
-    stale = [m for m in sorted(_months(todo, job)) if m in forced or is_stale(job, state, m)]
+    stale = [
+        m
+        for m in sorted(_months(todo, job))
+        if not is_settled(job, state, m) and (m in forced or is_stale(job, state, m))
+    ]
     for window in windows_of(stale, job.months_a_window, 1):
         staged = stage_months(cursor, job, window, state)
         for month in window:

@@ -52,15 +52,14 @@ def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehou
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
     # One connection more than workers: checks and the ledger ask beside the builds.
     with warehouse_pool(settings, progress, settings.workers + 1) as pool:
-        is_unfinished = False
         with transaction(pool) as connection:
             prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
-            if any(spec.sealed for spec in catalog().specs.values()):
-                # What is refused for want of a key is refused before anything is written.
-                connection.commit()
-                with connection.cursor() as cursor:
+            connection.commit()
+            with connection.cursor() as cursor:
+                if any(spec.sealed for spec in catalog().specs.values()):
+                    # What is refused for want of a key is refused before anything is written.
                     ensure_key(cursor, settings)
-                    is_unfinished = NEXT in key_states(cursor)
+                is_unfinished = NEXT in key_states(cursor)
         warehouse = Warehouse(pool, settings)
         if is_unfinished:
             from metalayer.governance.rotation import finish_interrupted

@@ -22,9 +22,11 @@ def take_out_expired(context: dg.OpExecutionContext) -> None:
 
     warehouse: Warehouse = context.resources.warehouse
     found = expire(warehouse, catalog(), context.log.info)
-    let_versions_go(warehouse, found)
+    let_versions_go(warehouse, catalog(), found)
     for month, tables in sorted(found.held.items()):
         context.log.warning(f"{month:%Y-%m} stays: legal hold, {', '.join(tables)}")
+    for file in found.left:
+        context.log.warning(f"{file} was refused: what is in it is not known, and it stays")
     months = {t: [f"{m:%Y-%m}" for m in found.months[t]] for t in found.months}
     context.add_output_metadata({"months": months, "files": dict(found.files)})
 

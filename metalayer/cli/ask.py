@@ -236,7 +236,8 @@ def _opening(connection: Any, settings: Settings) -> Callable[[tuple[Any, ...]],
     def opened(value: Any) -> Any:
         match value:
             case str():
-                return keys.opened(value)
+                # A change of keys may have ended since they were read.
+                return keys.refuse_unopened(keys.opened(value))
             case list():
                 return [opened(each) for each in value]
             case dict():

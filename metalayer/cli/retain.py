@@ -58,6 +58,8 @@ def _print(found: Expiring, *, is_done: bool) -> None:
         print_warning(
             f"{month:%Y-%m} stays: somebody on legal hold has rows in {named(tables, _NAMED)}"
         )
+    for file in found.left:
+        print_warning(f"{file} was refused: what is in it is not known, and it stays")
     if found.is_empty:
         say("Nothing has expired.")
         return

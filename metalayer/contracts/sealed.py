@@ -16,5 +16,10 @@ SEPARATOR = "~"
 WELL_SEALED = "^[0-9]*~[0-9a-f]{6}~[A-Za-z0-9+/]+$"
 #: Any sealed value, of its type or not. A checksum of 16 bytes and a text of one are 23 characters.
 SEALED = "(?:!|[0-9]*)~([0-9a-f]{6})~([A-Za-z0-9+/]{23,})"
-#: Kind of personal data -> the characters of a value that are its hint; of others there is none.
-HINTS = {"phone": slice(-2, None), "birth_date": slice(0, 4)}
+#: Kind of personal data, and type of the plain value -> the characters of it that are its hint.
+#: They are digits, and no more than the mask of the plain value shows.
+HINTS = {
+    ("phone", "text"): slice(-2, None),
+    ("birth_date", "date"): slice(0, 4),
+    ("birth_date", "timestamp"): slice(0, 4),
+}

@@ -81,6 +81,7 @@ class Erasure:
 def hold(warehouse: Warehouse, tables: Catalog, kind: str, number: str, reason: str) -> None:
     """Keep a person from being erased, for a reason that `erase` tells."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        lock(cursor)  # nothing is being taken out meanwhile
         token = make_token(cursor, warehouse.settings, kind, _number(cursor, tables, kind, number))
         cursor.execute(
             "insert into meta.holds (kind, token, reason) values (%s, %s, %s) "

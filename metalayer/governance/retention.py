@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
@@ -23,7 +23,7 @@ import dagster as dg
 import psycopg2.errors
 from psycopg2 import sql
 
-from metalayer.assets.headless import build
+from metalayer.assets.headless import build, current_plan
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
@@ -33,21 +33,27 @@ from metalayer.landing.copy import copy_to_duckdb
 from metalayer.landing.engine import open_memory
 from metalayer.landing.entries import lock
 from metalayer.landing.erase import clear
-from metalayer.landing.erased import load_register, prefix_of
+from metalayer.landing.erased import load_expiries, numbered_columns, prefix_of
 from metalayer.landing.expired import Expiry, load_expiry, note_expiry
-from metalayer.landing.judge import literal
+from metalayer.landing.judge import identifier
 from metalayer.landing.ledger import register
+from metalayer.landing.parsed import parsed_deliveries
+from metalayer.landing.records import is_numbered, open_with_grammar
+from metalayer.landing.shape import terms_of, unpacking_of
 from metalayer.lineage.select import Reach
+from metalayer.settings import Settings
 from metalayer.warehouse.acts import record
 from metalayer.warehouse.ddl import stored_name
 from metalayer.warehouse.keeping import drop_versions
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
+from metalayer.wording import named
 
 Tell = Callable[[str], None]
 
 _DROP_TRIES = 40
+_NAMED = 5
 _LOCK_TIMEOUT_MS = 100
 
 
@@ -58,16 +64,20 @@ class Expiring:
     Attributes:
         months: Table -> month -> its rows.
         files: Landed file -> records of such months in it.
-        held: Month -> tables in which it has rows of somebody on legal hold, and so stays.
+        held: Month -> where it has rows of somebody on legal hold, and so stays.
         before: Table -> first month that is kept.
+        kept: Months before that which stay since the limit was raised while they were held.
         follow: Tables that look back over such months, and are built from what is kept.
+        left: Files that were refused, so that nobody knows what is in them.
     """
 
     months: dict[str, dict[date, int]] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     held: dict[date, list[str]] = field(default_factory=dict)
     before: dict[str, date] = field(default_factory=dict)
+    kept: frozenset[date] = frozenset()
     follow: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -105,22 +115,44 @@ def kept_for(tables: Catalog) -> dict[str, int]:
 
 def look(warehouse: Warehouse, tables: Catalog, today: date | None = None) -> Expiring:
     """What has expired by now, and is still there."""
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        return _look(cursor, warehouse.settings, tables, today)
+
+
+def _look(cursor: Any, settings: Settings, tables: Catalog, today: date | None) -> Expiring:
     kept = kept_for(tables)
     now = today or datetime.now(UTC).date()
-    before = {table: _months_back(now, months) for table, months in kept.items()}
-    found = Expiring(before=before, follow=_following(tables, kept))
+    asked = {table: _months_back(now, months) for table, months in kept.items()}
+    noted = load_expiry(cursor)
+    before = dict(asked)
+    for source, spec in tables.sources.items():
+        if source in noted and spec.full_name in asked:
+            # A limit never goes back: what was taken out before it is gone.
+            limit = max(asked[spec.full_name], noted[source].before)
+            before |= {spec.full_name: limit, f"bronze.{spec.name}": limit}
+    for table in before:
+        origin = tables.specs[table].rows_from
+        if origin in before and tables.specs[table].retention_months is None:
+            before[table] = before[origin]
+    raised = {
+        month
+        for source, spec in tables.sources.items()
+        if source in noted
+        for month in noted[source].held
+        if month >= asked.get(spec.full_name, date.min)
+    }
+    found = Expiring(before=before, kept=frozenset(raised), follow=_following(tables, kept))
     if not before:
         return found
-    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        late = _published_before(cursor, before)
-        for table, months in late.items():
-            for month in _held(cursor, warehouse, tables, table, list(months)):
-                found.held.setdefault(month, []).append(table)
-        for table, months in late.items():
-            going = {m: rows for m, rows in months.items() if m not in found.held}
-            if going:
-                found.months[table] = going
-        found.files.update(_files(cursor, tables, _expiries(tables, found)))
+    late = _published_before(cursor, before)
+    for where, month in _held(cursor, settings, tables, late, before, now):
+        found.held.setdefault(month, []).append(where)
+    for table, months in late.items():
+        going = {m: n for m, n in months.items() if m not in found.held and m not in found.kept}
+        if going:
+            found.months[table] = going
+    found.files.update(_files(cursor, tables, _expiries(tables, found)))
+    found.left.extend(_refused(cursor, settings, tables, before))
     return found
 
 
@@ -160,18 +192,20 @@ def _published_before(cursor: Any, before: Mapping[str, date]) -> dict[str, dict
 
 
 def _held(
-    cursor: Any, warehouse: Warehouse, tables: Catalog, table: str, months: list[date]
-) -> list[date]:
-    """The months in which a table has rows of somebody who is on legal hold."""
+    cursor: Any,
+    settings: Settings,
+    tables: Catalog,
+    late: Mapping[str, Mapping[date, int]],
+    before: Mapping[str, date],
+    today: date,
+) -> Iterator[tuple[str, date]]:
+    """Where somebody on legal hold has rows, and in which months: tables, and landed files."""
     cursor.execute("select kind, array_agg(token) from meta.holds group by kind")
-    held: set[date] = set()
     for kind, tokens in cursor.fetchall():
-        columns = places(tables, kind).get(table, ())
-        prefix = prefix_of(cursor, warehouse.settings, kind)
-        spec = tables.specs[table]
-        for column in columns:
-            with open_memory() as memory:
-                memory.execute("create temp table found (month date, number varchar)")
+        prefix, held_in = prefix_of(cursor, settings, kind), places(tables, kind)
+        for table, months in late.items():
+            for column in held_in.get(table, ()):
+                spec = tables.specs[table]
                 query = sql.SQL(
                     "select distinct date_trunc('month', {month})::date, {number}::text from {t} "
                     "where date_trunc('month', {month})::date = any({months}::date[]) "
@@ -180,16 +214,52 @@ def _held(
                     month=sql.Identifier(spec.month_column),
                     number=_written(tables, spec, column),
                     t=stored_name(spec),
-                    months=sql.Literal(months),
+                    months=sql.Literal(list(months)),
                 )
-                copy_to_duckdb(cursor, memory, query, "found")
+                with open_memory() as memory:
+                    memory.execute("create temp table found (month date, number varchar)")
+                    copy_to_duckdb(cursor, memory, query, "found")
+                    rows = memory.execute(
+                        "select distinct month from found where list_contains(?, "
+                        "sha256(? || number)) order by month",
+                        [list(tokens), prefix],
+                    ).fetchall()
+                yield from ((table, month) for (month,) in rows)
+        for source, spec in tables.sources.items():
+            columns = [c.name for c, k in numbered_columns(spec, tables.sources) if k == kind]
+            if spec.full_name not in before or not columns:
+                continue
+            shape = terms_of(spec, settings.start_month, today, unpacking_of(settings)).shape
+            parsed = parsed_deliveries(
+                cursor, shape, settings, since=date.min, until=before[spec.full_name]
+            )
+            if not parsed:
+                continue
+            theirs = is_numbered(
+                shape, [(name, prefix, frozenset(tokens)) for name in columns], identifier
+            )
+            with open_with_grammar({}) as memory:
                 rows = memory.execute(
-                    f"select distinct month from found where list_contains(?, "  # noqa: S608
-                    f"sha256({literal(prefix)} || number))",
-                    [list(tokens)],
+                    f"select distinct month from read_parquet(?) where month < ? and {theirs} "  # noqa: S608
+                    "order by month",
+                    [sorted({str(path) for path in parsed.values()}), before[spec.full_name]],
                 ).fetchall()
-                held |= {month for (month,) in rows}
-    return sorted(held)
+            yield from ((source, month) for (month,) in rows)
+
+
+def _refused(
+    cursor: Any, settings: Settings, tables: Catalog, before: Mapping[str, date]
+) -> list[str]:
+    """Landed files that were refused, and are older than what is kept."""
+    limits = {s: before[spec.full_name] for s, spec in tables.sources.items()
+              if spec.full_name in before}  # fmt: skip
+    cursor.execute(
+        "select distinct d.file from meta.deliveries as d "
+        "join unnest(%s::text[], %s::date[]) as b (source, before) using (source) "
+        "where d.status = 'rejected' and d.fallback_month < b.before order by d.file",
+        (list(limits), list(limits.values())),
+    )
+    return [file for (file,) in cursor.fetchall() if (settings.landing / file).exists()]
 
 
 def _written(tables: Catalog, spec: TableSpec, column: str) -> sql.Composable:
@@ -206,7 +276,7 @@ def _written(tables: Catalog, spec: TableSpec, column: str) -> sql.Composable:
 def _expiries(tables: Catalog, found: Expiring) -> dict[str, Expiry]:
     """Source -> which of its months go."""
     return {
-        source: Expiry(found.before[spec.full_name], frozenset(found.held))
+        source: Expiry(found.before[spec.full_name], frozenset(found.held) | found.kept)
         for source, spec in tables.sources.items()
         if spec.full_name in found.before
     }
@@ -239,15 +309,17 @@ def expire(
 
     Raises:
         ContractError: see `kept_for`.
+        BuildError: when older months are not built from all that has landed: what is made of them
+            stays as it is then for good. Nothing has changed.
         LandingError: when a file is needed that is not as it was read; nothing has changed then.
         WarehouseError: when somebody reads a month too long; ask again.
     """
     told("taking in what has landed")
     register(warehouse.pool, warehouse.settings, tables.sources, today=today)
     told("looking for what has expired")
-    found = look(warehouse, tables, today)
+    _refuse_what_is_not_built(warehouse, look(warehouse, tables, today))
     told("taking expired records out of landed files")
-    _clear_files(warehouse, tables, found, today)
+    found = _clear_files(warehouse, tables, today)
     for table, months in found.months.items():
         for month in months:
             told(f"{table} {month:%Y-%m}")
@@ -255,13 +327,31 @@ def expire(
     return found
 
 
-def _clear_files(
-    warehouse: Warehouse, tables: Catalog, found: Expiring, today: date | None
-) -> None:
+def _refuse_what_is_not_built(warehouse: Warehouse, found: Expiring) -> None:
+    last = max(found.before.values(), default=date.min)
+    stale = [
+        f"{table} {month:%Y-%m}"
+        for table, months in current_plan(warehouse).stale.items()
+        for month in sorted(months)
+        if month < last
+    ]
+    if stale:
+        raise BuildError(
+            f"Months that expire are not up to date: {named(stale, _NAMED)}. What is made of them "
+            "stays as it is once they are gone",
+            "`metalayer build` first; `metalayer rejects` and `build` say what keeps one from it.",
+        )
+
+
+def _clear_files(warehouse: Warehouse, tables: Catalog, today: date | None) -> Expiring:
     """Take the records out of the files, and note that their months have expired, or neither."""
     settings = warehouse.settings
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        # Nobody is put on hold, and nothing lands, from here to the commit.
         lock(cursor)
+        found = _look(cursor, settings, tables, today)
+        if found.is_empty and not load_expiry(cursor):
+            return found
         note_expiry(cursor, _expiries(tables, found))
         for table, months in found.months.items():
             cursor.executemany(
@@ -269,28 +359,31 @@ def _clear_files(
                 "on conflict do nothing",
                 [(table, month, rows) for month, rows in months.items()],
             )
-        if not load_expiry(cursor):
-            return
         cleared = clear(
             cursor,
             settings,
             tables.sources,
-            load_register(cursor, settings),
+            None,
             today or datetime.now(UTC).date(),
+            expiries=load_expiries(cursor, settings),
         )
-        if found.months or cleared.files:
-            details = {
-                "files": len(cleared.files),
-                "months": {t: [f"{m:%Y-%m}" for m in months] for t, months in found.months.items()},
-            }
-            record(cursor, "retain", "expired months", details)
         try:
+            if found.months or cleared.files:
+                details = {
+                    "files": len(cleared.files),
+                    "months": {
+                        table: [f"{month:%Y-%m}" for month in months]
+                        for table, months in found.months.items()
+                    },
+                }
+                record(cursor, "retain", "expired months", details)
             connection.commit()
         except BaseException:
             cleared.abandon()
             raise
         cleared.finish()
         found.files.update(cleared.files)
+        return found
 
 
 def _drop_month(warehouse: Warehouse, spec: TableSpec, month: date) -> None:
@@ -336,21 +429,38 @@ def _drop(cursor: Any, table: str, month: date) -> None:
         cursor.execute(sql.SQL("drop table if exists {}").format(sql.Identifier(LEAVES, leaf)))
 
 
-def let_versions_go(warehouse: Warehouse, found: Expiring) -> int:
+def let_versions_go(warehouse: Warehouse, tables: Catalog, found: Expiring) -> int:
     """Drop earlier versions of what looks back over expired months; how many there were."""
     dropped = 0
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        expired_before = max((e.before for e in load_expiry(cursor).values()), default=date.min)
+        noted = load_expiry(cursor)
+        limits = {
+            table: max(
+                (
+                    noted[spec.source.name].before
+                    for name in tables.made_from(table)
+                    if (spec := tables.specs[name]).source is not None and spec.source.name in noted
+                ),
+                default=date.min,
+            )
+            for table in found.follow
+        }
+        stay = sorted({month for expiry in noted.values() for month in expiry.held})
         cursor.execute(
-            "select table_name, month, array_agg(version) from meta.versions "
-            "where not is_current and table_name = any(%s) and month < %s group by 1, 2",
-            (found.follow, expired_before),
+            "select v.table_name, v.month, array_agg(v.version) from meta.versions as v "
+            "join unnest(%s::text[], %s::date[]) as b (table_name, before) using (table_name) "
+            "where not v.is_current and v.month < b.before and v.month <> all(%s::date[]) "
+            "group by 1, 2",
+            (list(limits), list(limits.values()), stay),
         )
         for table, month, versions in cursor.fetchall():
-            lock_months(cursor, table, [month])
-            dropped += drop_versions(cursor, table, month, versions)
-            connection.commit()
-            unlock_all(cursor)
+            try:
+                lock_months(cursor, table, [month])
+                dropped += drop_versions(cursor, table, month, versions)
+                connection.commit()
+            finally:
+                connection.rollback()
+                unlock_all(cursor)
     return dropped
 
 
@@ -367,6 +477,9 @@ def retain(
         BuildError: when a table could not be built; the others are as they should be.
         And what `expire` raises.
     """
+    told("building what has landed")
+    register(warehouse.pool, warehouse.settings, tables.sources, today=today)
+    build(warehouse, instance)
     found = expire(warehouse, tables, told, today)
     told("building what looks back")
     outcome = build(warehouse, instance)
@@ -379,5 +492,5 @@ def retain(
             "Mend it, and build.",
         )
     told("dropping earlier versions")
-    let_versions_go(warehouse, found)
+    let_versions_go(warehouse, tables, found)
     return found

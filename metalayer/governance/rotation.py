@@ -27,7 +27,9 @@ from psycopg2.extras import execute_values
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import ColumnSpec, TableSpec
+from metalayer.contracts.sealed import SEALED
 from metalayer.errors import UsageError
+from metalayer.governance.masks import is_personal
 from metalayer.governance.sealing import Sealer, known_keys
 from metalayer.jobs import table_job
 from metalayer.landing.copy import copy_from_duckdb, copy_to_duckdb
@@ -54,6 +56,9 @@ from metalayer.warehouse.survey import Tally, survey
 
 Tell = Callable[[str], None]
 
+#: So many values of a column tell whether it was encrypted.
+_LOOKED_AT = 20
+
 
 @dataclass
 class Rotation:
@@ -77,13 +82,15 @@ def rotate(warehouse: Warehouse, tables: Catalog, told: Tell = lambda _: None) -
         UsageError: when nothing is encrypted, or the environment has no newer key.
         ConfigurationError: when a key that values are sealed with is not at hand.
     """
-    if not any(spec.sealed for spec in tables.specs.values()):
-        raise UsageError(
-            "No contract encrypts a column", "Give one encrypted=True, as docs/encryption.md shows."
-        )
     with _alone(warehouse) as (connection, cursor):
+        states = key_states(cursor)
+        if not states and not any(spec.sealed for spec in tables.specs.values()):
+            raise UsageError(
+                "No contract encrypts a column, and none did",
+                "Give one encrypted=True, as docs/encryption.md shows.",
+            )
         ensure_key(cursor, warehouse.settings)
-        if NEXT not in key_states(cursor):
+        if NEXT not in states:
             _begin(cursor, warehouse.settings)
         connection.commit()
         return _finish(warehouse, connection, cursor, tables, told)
@@ -119,7 +126,7 @@ def _begin(cursor: Any, settings: Settings) -> None:
     keys = known_keys(settings)
     current = key_states(cursor)[CURRENT]
     if settings.encryption_key is None:
-        new = keys[0] if keys[0].id != current else add_key(settings, keys)
+        new = keys[0] if keys[0].id != current else add_key(settings)
     elif keys[0].id == current:
         raise UsageError(
             "METALAYER_ENCRYPTION_KEY has no newer key than the one that seals now",
@@ -141,18 +148,19 @@ def _finish(
     key_of(keys, states[CURRENT])
     sealer = Sealer(key_of(keys, states[NEXT]), keys)
     done = Rotation(sealer.key_id)
-    sealed = [spec for spec in tables.specs.values() if spec.sealed]
+    # Columns that were encrypted once are told by their values.
+    sealed = [spec for spec in tables.specs.values() if spec.sealed or is_personal(spec)]
     with open_with_grammar({}) as memory:
         let_seal(memory, sealer)
+        _let_seal_rejects(memory, sealer, sealed)
         for spec in sealed:
             for leaf in _leaves(cursor, spec):
-                told(f"{spec.full_name} {leaf}")
+                told(f"{spec.full_name}, {leaf}")
                 changed = _seal_leaf(cursor, memory, spec, leaf)
                 connection.commit()
                 if changed:
                     done.months[spec.full_name] = done.months.get(spec.full_name, 0) + 1
         told("the quarantine")
-        _let_seal_rejects(memory, sealer, sealed)
         for table in ("quarantine", "past_quarantine"):
             done.quarantined += _seal_quarantine(cursor, memory, table, sealed)
     connection.commit()
@@ -182,12 +190,30 @@ def _leaves(cursor: Any, spec: TableSpec) -> list[str]:
 def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, leaf: str) -> bool:
     """Seal the values of one version of a month anew; whether any were not."""
     there = columns_of(cursor, [leaf])[leaf]
-    columns = [c for c in spec.sealed if there.get(c.name) == "text"]
-    if not columns:
-        return False
     table = sql.Identifier(LEAVES, leaf)
-    cursor.execute("drop table if exists anew")
-    cursor.execute("create temporary table anew (name text, old text, new text) on commit drop")
+    for column in spec.sealed:
+        # A version from before the column was encrypted; nobody reads it under another name.
+        if there.get(column.name, "text") != "text":
+            name = sql.Identifier(column.name)
+            cursor.execute(
+                sql.SQL("alter table {} alter column {c} type text using {c}::text").format(
+                    table, c=name
+                )
+            )
+    columns = [c for c in spec.sealed if c.name in there]
+    columns += [
+        c
+        for c in spec.stored
+        if c.sealed_type is None
+        and there.get(c.name) == "text"
+        and c.pii is not None
+        and _was_sealed(cursor, table, c.name)
+    ]
+    extra = [c.name for c in spec.sealed] if "_extra" in there else []
+    is_changed = bool(extra) and _seal_extra(cursor, memory, table, extra)
+    if not columns:
+        return is_changed
+    _make_anew(cursor, "name text, old text, new text")
     for column in columns:
         memory.execute("create or replace temp table old (v varchar)")
         copy_to_duckdb(
@@ -199,6 +225,8 @@ def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, 
             "old",
         )
         anew = anew_sql(column, "v")
+        if column.sealed_type is None:
+            anew = "sealed_anew(v)"  # what is in plain there stays so
         copy_from_duckdb(
             memory,
             f"select '{column.name}', v, {anew} from old where {anew} <> v",  # noqa: S608
@@ -207,10 +235,61 @@ def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, 
         )
     cursor.execute("select exists (select from anew)")
     if cursor.fetchone() == (False,):
-        return False
+        return is_changed
     cursor.execute("analyze anew")
     cursor.execute(_update(table, columns))
     return True
+
+
+def _make_anew(cursor: Any, columns: str) -> None:
+    """A table for what is sealed anew, of whose values PostgreSQL keeps no statistics."""
+    cursor.execute("drop table if exists anew")
+    cursor.execute(f"create temporary table anew ({columns}) on commit drop")
+    names = [column.split()[0] for column in columns.split(", ")]
+    cursor.execute(
+        f"alter table anew {', '.join(f'alter column {name} set statistics 0' for name in names)}"
+    )
+
+
+def _was_sealed(cursor: Any, table: sql.Identifier, column: str) -> bool:
+    """Whether a column that is not encrypted any more was when these rows were made."""
+    cursor.execute(
+        sql.SQL(
+            "select exists (select from (select {c} as v from {t} where {c} is not null "
+            "limit {some}) as s where v ~ {pattern})"
+        ).format(
+            c=sql.Identifier(column),
+            t=table,
+            some=sql.Literal(_LOOKED_AT),
+            pattern=sql.Literal(f"^{SEALED}$"),
+        )
+    )
+    return bool(cursor.fetchone()[0])
+
+
+def _seal_extra(
+    cursor: Any, memory: duckdb.DuckDBPyConnection, table: sql.Identifier, names: Sequence[str]
+) -> bool:
+    """Seal what came in a column before its contract knew it, and has it encrypted now."""
+    wanted = sql.SQL("_extra ?| {}").format(sql.Literal(list(names)))
+    memory.execute("create or replace temp table old (v varchar)")
+    query = sql.SQL("select distinct _extra::text from {} where {}").format(table, wanted)
+    copy_to_duckdb(cursor, memory, query, "old")
+    _make_anew(cursor, "old text, new text")
+    changed = copy_from_duckdb(
+        memory,
+        "select v, new from (select v, extra_anew(v) as new from old) where new <> v",
+        cursor,
+        "copy anew from stdin (format csv)",
+    )
+    if changed:
+        cursor.execute(
+            sql.SQL(
+                "update {} as t set _extra = a.new::jsonb from anew as a "
+                "where t._extra::text = a.old"
+            ).format(table)
+        )
+    return bool(changed)
 
 
 def _update(table: sql.Identifier, columns: Sequence[ColumnSpec]) -> sql.Composable:
@@ -252,11 +331,7 @@ def _seal_quarantine(
         ).format(place, sql.Literal([spec.full_name for spec in sealed])),
         "old",
     )
-    cursor.execute("drop table if exists anew")
-    cursor.execute(
-        "create temporary table anew (place text, value text, raw text, violations text) "
-        "on commit drop"
-    )
+    _make_anew(cursor, "place text, value text, raw text, violations text")
     changed = copy_from_duckdb(
         memory,
         "select place, v, r, x from (select *, value_anew(table_name, column_name, value) as v, "
@@ -283,16 +358,24 @@ def _let_seal_rejects(
 
     def holds_one(table: str, column: str | None) -> bool:
         # A record that could not be read may have any value anywhere.
-        return table.startswith("bronze.") or column in names[table]
+        if table.startswith("bronze."):
+            return bool(names[table])
+        return column in names[table]
 
     def value(table: str, column: str | None, text: str) -> str:
-        return sealer.sealed_whole(text) if text and holds_one(table, column) else text
+        if text and holds_one(table, column):
+            return sealer.sealed_whole(text)
+        return sealer.sealed_anew(text)
 
     def raw(table: str, text: str) -> str:
         if table.startswith("bronze."):
-            return sealer.sealed_whole(text) if text else text
+            return value(table, None, text)
         row = json.loads(text)
         told = {n: value(table, n, v) if isinstance(v, str) else v for n, v in row.items()}
+        if isinstance(row.get("_extra"), dict):
+            told["_extra"] = {
+                n: value(table, n, v) if isinstance(v, str) else v for n, v in row["_extra"].items()
+            }
         return text if told == row else json.dumps(told, ensure_ascii=False)
 
     def violations(table: str, text: str) -> str:
@@ -300,6 +383,16 @@ def _let_seal_rejects(
         told = [v | {"value": v["value"] and value(table, v["column"], v["value"])} for v in found]
         return text if told == found else json.dumps(told, ensure_ascii=False)
 
+    def extra(text: str) -> str:
+        row = json.loads(text)
+        known = set().union(*names.values())
+        told = {
+            n: sealer.sealed_whole(v) if isinstance(v, str) and v and n in known else v
+            for n, v in row.items()
+        }
+        return text if told == row else json.dumps(told, ensure_ascii=False)
+
+    memory.create_function("extra_anew", extra, ["VARCHAR"], "VARCHAR")
     memory.create_function("value_anew", value, ["VARCHAR"] * 3, "VARCHAR")
     memory.create_function("raw_anew", raw, ["VARCHAR"] * 2, "VARCHAR")
     memory.create_function("violations_anew", violations, ["VARCHAR"] * 2, "VARCHAR")

@@ -124,6 +124,17 @@ class Opener:
         """The same within the strings of a JSON text."""
         return self._replaced(text, lambda plain, _: json.dumps(plain)[1:-1])
 
+    def refuse_unopened(self, text: str) -> str:
+        """The text, unless it is a sealed value: then a key is not at hand any more.
+
+        Raises:
+            ConfigurationError: naming the key.
+        """
+        found = _SEALED.fullmatch(text)
+        if found is not None and found[1] not in self._ciphers:
+            raise lacking_key(found[1])
+        return text
+
     def _replaced(self, text: str, written: Callable[[str, str], str]) -> str:
         """Every sealed value replaced by what `written` makes of its plain value and its hint."""
         if SEPARATOR not in text:
@@ -160,10 +171,10 @@ class Sealer(Opener):
         sealed = self._seal.encrypt(plain.encode(), None)
         return binascii.b2a_base64(sealed, newline=False).rstrip(b"=").decode()
 
-    def sealed_value(self, plain: str, kind: str) -> str:
+    def sealed_value(self, plain: str, kind: str, type_: str) -> str:
         """A value in the form of its type, sealed; `kind` is that of personal data."""
-        hint = plain[HINTS[kind]] if kind in HINTS else ""
-        return self.sealed(plain, "".join(filter(str.isdigit, hint)))
+        part = HINTS.get((kind, type_))
+        return self.sealed(plain, plain[part] if part is not None else "")
 
     def sealed(self, plain: str, hint: str = "") -> str:
         """A text sealed behind a hint."""

@@ -357,7 +357,9 @@ class _Search:
         """Plain values as the column has them."""
         if column.sealed_type is None or self._keys is None:
             return list(values)
-        return [self._keys.sealed_value(value, column.pii or "") for value in values]
+        return [
+            self._keys.sealed_value(value, column.pii or "", column.sealed_type) for value in values
+        ]
 
     def _earlier_leaves(self, spec: TableSpec, needed: Set[str]) -> list[sql.Identifier]:
         """The rows of kept versions that have these columns, where the role may look."""

@@ -27,7 +27,7 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError
 from metalayer.landing.entries import Candidate, Entries, lock
 from metalayer.landing.erased import Register, folder_of, load_register, watching
-from metalayer.landing.expired import load_expiry
+from metalayer.landing.expired import Expiry
 from metalayer.landing.files import WITHDRAWN_FOLDER, Skipped, landed_paths, match_source
 from metalayer.landing.judge import SourceShape, identifier, literal
 from metalayer.landing.parsed import parse_landed
@@ -154,7 +154,7 @@ def clear_restored(
 ) -> list[Skipped]:
     """Take those out again whom an earlier state of the warehouse, restored, has brought back.
 
-    And finish what somebody was killed at. Where nobody was ever erased it is one look at a file.
+    And finish what somebody was killed at. Where nothing was ever taken out it is one query.
 
     Args:
         waits: Whether to wait while somebody else takes files in.
@@ -165,9 +165,11 @@ def clear_restored(
     Raises:
         LedgerBusyError: when somebody else takes files in, and this does not wait.
     """
-    if not folder_of(settings).is_dir():
-        return []
     with transaction(pool) as connection, connection.cursor() as cursor:
+        if not folder_of(settings).is_dir():
+            cursor.execute("select exists (select from meta.retention)")
+            if cursor.fetchone() == (False,):
+                return []
         lock(cursor, waits=waits)
         _finish_interrupted(cursor, settings)
         register = load_register(cursor, settings, joins=True)
@@ -190,12 +192,14 @@ def clear(
     register: Register | None,
     today: date,
     lines: Mapping[int, Collection[int]] | None = None,
+    expiries: Mapping[str, Expiry] | None = None,
 ) -> Cleared:
-    """Take erased persons and expired months out of every landed file, in the caller's transaction.
+    """Take erased persons, or expired months, out of landed files, in the caller's transaction.
 
     Args:
         sources: Source name -> the silver table it feeds.
         lines: Delivery -> further lines on which records of theirs begin: such that cannot be read.
+        expiries: Source -> which of its months are to go.
 
     Returns:
         The new files, for the caller to `finish` once committed, or to `abandon`.
@@ -205,11 +209,11 @@ def clear(
     """
     lock(cursor)
     _finish_interrupted(cursor, settings)
-    cleared, expiries = Cleared(), load_expiry(cursor)
+    cleared = Cleared()
     try:
         for name, spec in sources.items():
             plain = terms_of(spec, settings.start_month, today, unpacking_of(settings))
-            terms = watching(plain, sources, register, expiries.get(name))
+            terms = watching(plain, sources, register, (expiries or {}).get(name))
             if terms.shape.erasing is not None:
                 source = _Source(cursor, settings, terms, cleared, lines or {})
                 source.clear()
@@ -310,8 +314,8 @@ class _Source:
 
     def _is_another(self, each: _Live, cause: str) -> LandingError:
         return LandingError(
-            f"{each.file} is needed to take an erased person out of it, and cannot be read as it "
-            f"was ({cause})",
+            f"{each.file} is needed to take out of it what must go, and cannot be read as "
+            f"it was ({cause})",
             f"Land {each.file} as it was once more, or take it out with "
             f"`metalayer land --withdraw {each.file}`",
         )

@@ -22,7 +22,7 @@ from typing import Any
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.errors import ConfigurationError
-from metalayer.landing.expired import Expiry
+from metalayer.landing.expired import Expiry, load_expiry
 from metalayer.landing.judge import Erasing
 from metalayer.landing.shape import Terms
 from metalayer.settings import Settings
@@ -123,8 +123,26 @@ def token_of(cursor: Any, settings: Settings, kind: str, number: str) -> str | N
 def prefix_of(cursor: Any, settings: Settings, kind: str) -> str:
     """What stands before a number of a kind of person when it is hashed; somebody was before."""
     salt = _salt(cursor, settings)
-    assert salt is not None
+    if salt is None:
+        raise ConfigurationError(
+            f"The salt of those who are on hold is missing: {folder_of(settings) / 'salt'}",
+            "Bring the folder back from a backup of METALAYER_HOME.",
+        )
     return Register(salt, {}).prefix(kind)
+
+
+def load_expiries(cursor: Any, settings: Settings) -> dict[str, Expiry]:
+    """Source -> which of its months are kept no longer, and who is on hold."""
+    found = load_expiry(cursor)
+    if not found:
+        return {}
+    cursor.execute("select kind, array_agg(token) from meta.holds group by kind")
+    tokens = {kind: frozenset(held) for kind, held in cursor.fetchall()}
+    prefixes = {kind: prefix_of(cursor, settings, kind) for kind in tokens}
+    return {
+        source: replace(expiry, tokens=tokens, prefixes=prefixes)
+        for source, expiry in found.items()
+    }
 
 
 def make_token(cursor: Any, settings: Settings, kind: str, number: str) -> str:
@@ -180,6 +198,7 @@ def watching(
     ]
     if not columns and expiry is None:
         return terms
+    held = expiry.tokens if expiry is not None else {}
     erasing = Erasing(
         numbers=tuple(
             (c.name, register.prefix(kind), register.tokens[kind])
@@ -192,6 +211,11 @@ def watching(
         personal=tuple(column.name for column in spec.landed if column.pii),
         expired_before=expiry.before if expiry is not None else None,
         held_months=expiry.held if expiry is not None else frozenset(),
+        held=tuple(
+            (c.name, expiry.prefixes[kind], held[kind])
+            for c, kind in numbered_columns(spec, sources)
+            if expiry is not None and kind in held
+        ),
     )
     return replace(terms, shape=replace(terms.shape, erasing=erasing))
 

@@ -6,7 +6,7 @@ Does not belong here: how long rows are kept (`governance/retention.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -18,14 +18,14 @@ class Expiry:
     Attributes:
         before: First day of the first month that is kept.
         held: Earlier months that stay all the same.
+        tokens: Kind of person -> hashes of the numbers of those who are on legal hold.
+        prefixes: Kind of person -> what stands before a number when it is hashed.
     """
 
     before: date
     held: frozenset[date] = frozenset()
-
-    def covers(self, month: date) -> bool:
-        """Whether the month is kept no longer."""
-        return month < self.before and month not in self.held
+    tokens: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    prefixes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load_expiry(cursor: Any) -> dict[str, Expiry]:
@@ -35,12 +35,12 @@ def load_expiry(cursor: Any) -> dict[str, Expiry]:
 
 
 def note_expiry(cursor: Any, expiries: Mapping[str, Expiry]) -> None:
-    """Remember it for whatever lands; what has expired once does not come back."""
+    """Remember it for whatever lands. The caller sees to it that no limit goes back."""
     for source, expiry in expiries.items():
         cursor.execute(
-            "insert into meta.retention as r (source, expired_before, held_months) "
+            "insert into meta.retention (source, expired_before, held_months) "
             "values (%s, %s, %s) on conflict (source) do update set "
-            "expired_before = greatest(r.expired_before, excluded.expired_before), "
+            "expired_before = excluded.expired_before, "
             "held_months = excluded.held_months, since = now()",
             (source, expiry.before, sorted(expiry.held)),
         )

@@ -78,6 +78,8 @@ class Erasing:
         personal: columns that are emptied in a record that stays.
         expired_before: first day of the first month whose records have not expired; None: none has.
         held_months: earlier months whose records stay all the same.
+        held: as `numbers`, of persons on legal hold: of a file that has a record of theirs in a
+            month, that month stays.
     """
 
     numbers: tuple[tuple[str, str, frozenset[str]], ...]
@@ -86,6 +88,7 @@ class Erasing:
     personal: tuple[str, ...] = ()
     expired_before: date | None = None
     held_months: frozenset[date] = frozenset()
+    held: tuple[tuple[str, str, frozenset[str]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ from metalayer.landing.awaiting import awaiting
 from metalayer.landing.copies import promote_copies, same_content, touched
 from metalayer.landing.entries import Candidate, Delivery, Entries, LedgerBusyError, lock
 from metalayer.landing.erase import clear_restored, take_out
-from metalayer.landing.erased import load_register, watching
-from metalayer.landing.expired import load_expiry
+from metalayer.landing.erased import load_expiries, load_register, watching
 from metalayer.landing.files import STILL_SECONDS, FileState, LandedFile, Skipped, discover
 from metalayer.landing.header import MissingColumns
 from metalayer.landing.litter import clear_litter
@@ -131,7 +130,7 @@ def register_in(
     lock(cursor, waits=waits)
     day = today or datetime.now(UTC).date()
     unpacking = unpacking_of(settings)
-    register, expiries = load_register(cursor, settings), load_expiry(cursor)
+    register, expiries = load_register(cursor, settings), load_expiries(cursor, settings)
     terms = {
         name: watching(
             terms_of(s, settings.start_month, day, unpacking),

@@ -6,7 +6,7 @@ record means is judge.py's; a closer look at the quotes of a few lines is quotes
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +74,7 @@ class Records:
         self._facts = facts
         self._header = header
         self._shape = shape
+        self._fallback_month = fallback_month
         self._judge = Judge(header, shape, fallback_month, facts.has_quotes, facts.has_escapes)
         text_bytes = self._lines_path.stat().st_size
         self._row_bytes = text_bytes // (self._facts.line_count + 1) + 1
@@ -137,15 +138,41 @@ class Records:
         if erasing is None:
             return [], frozenset()
         places = {column.name: f"c{n}" for n, column in enumerate(self._shape.columns, start=1)}
-        conditions = [is_erased(self._shape, places.__getitem__)]
+        expired = self._expired(places)
+        conditions = [is_numbered(self._shape, erasing.numbers, places.__getitem__), expired]
         if erasing.lines:
             conditions.append(f"_line in ({', '.join(map(str, sorted(erasing.lines)))})")
         found = self._run(
-            f"select _line, coalesce({has_expired(self._shape)}, false) from record "
+            f"select _line, coalesce({expired}, false) from record "
             f"where {' or '.join(conditions)} order by _line"
         ).fetchall()
         spans = [(line, self._last_lines.get(line, line)) for line, _ in found]
         return spans, frozenset(line for line, is_expired in found if is_expired)
+
+    def _expired(self, places: Mapping[str, str]) -> str:
+        """The condition that a record is of a month that is kept no longer.
+
+        One of which no month can be told has expired with all others of its file.
+        """
+        erasing = self._shape.erasing
+        condition = has_expired(self._shape)
+        if erasing is None or erasing.expired_before is None:
+            return condition
+        if erasing.held:
+            held = is_numbered(self._shape, erasing.held, places.__getitem__)
+            ((months,),) = self._run(
+                f"select list(distinct month) from record where {held} and month is not null"
+            ).fetchall()
+            if months:
+                kept = ", ".join(f"date '{month}'" for month in sorted(months))
+                condition = f"({condition} and month not in ({kept}))"
+        ((others,),) = self._run(
+            f"select count(*) from record where month is not null and not {condition}"
+        ).fetchall()
+        month = self._fallback_month.replace(day=1)
+        if not others and month < erasing.expired_before and month not in erasing.held_months:
+            condition = f"({condition} or month is null)"
+        return condition
 
     def counts(self) -> tuple[int, int, dict[date, int]]:
         """Records, those of them rejected, and the good ones per month."""
@@ -276,8 +303,18 @@ def is_erased(shape: SourceShape, text_of: Callable[[str], str]) -> str:
         text_of: Column -> the SQL of what was delivered for it.
     """
     assert shape.erasing is not None
-    conditions = [has_expired(shape)]
-    for name, prefix, tokens in shape.erasing.numbers:
+    theirs = is_numbered(shape, shape.erasing.numbers, text_of)
+    return f"({has_expired(shape)} or {theirs})"
+
+
+def is_numbered(
+    shape: SourceShape,
+    numbers: Iterable[tuple[str, str, frozenset[str]]],
+    text_of: Callable[[str], str],
+) -> str:
+    """The condition that a record has one of these persons' numbers, see `Erasing.numbers`."""
+    conditions = ["false"]
+    for name, prefix, tokens in numbers:
         number = KEY_TEXT[shape.type_of(name)].format(text_of(name))
         listed = ", ".join(map(literal, sorted(tokens)))
         conditions.append(f"sha256({literal(prefix)} || {number}) in ({listed})")

@@ -12,7 +12,7 @@ Belongs here: text in, text and facts out. Does not belong here: connections, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
@@ -107,6 +107,7 @@ def parse_select(path: Path, table: TableSpec, specs: Mapping[str, TableSpec]) -
     tree = statements[0]
     _refuse_unknown_columns(tree, table, where)
     _refuse_what_cannot_be_rendered(tree, table, where)
+    _refuse_looking_into_sealed(tree, specs, where)
     return Select(table.full_name, path, text, _inputs(tree, table, specs, where), tree)
 
 
@@ -139,7 +140,8 @@ def render(
         if only is not None:
             _read_only(reading, upstream, table, only)
     casts = _track_casts(tree, table) if table.source is not None else None
-    _read_sealed(tree, table)
+    inputs = [specs[name] for name in select.inputs]
+    _read_sealed(tree, sealed_names(select.tree, inputs))
     portable = tree.transform(_to_postgres)
     sql = portable.sql(dialect="postgres", pretty=True, comments=False)
     if casts is None:
@@ -353,16 +355,86 @@ def _track_casts(tree: exp.Query, table: TableSpec) -> list[_Cast]:
     return casts
 
 
-def _read_sealed(tree: exp.Query, table: TableSpec) -> None:
+def _read_sealed(tree: exp.Query, sealed: set[str]) -> None:
     """Have what types a landed text not look into one that is encrypted: it was typed before."""
-    sealed = {c.name for c in table.landed if c.sealed_type is not None}
     for word in [*tree.find_all(exp.TryCast), *tree.find_all(exp.Anonymous)]:
         if isinstance(word, exp.Anonymous) and word.name.lower() != _TRY_PHONE:
             continue
         argument = word.this if isinstance(word, exp.TryCast) else word.expressions[0]
-        if sealed.intersection(column.name for column in argument.find_all(exp.Column)):
+        if carries_sealed(argument, sealed):
             well_sealed = exp.Anonymous(this="meta.well_sealed", expressions=[argument.copy()])
             word.replace(well_sealed)
+    for word in list(tree.find_all(exp.Lower)):
+        if carries_sealed(word.this, sealed):
+            word.replace(word.this.copy())
+
+
+def sealed_names(tree: exp.Query, inputs: Iterable[TableSpec]) -> set[str]:
+    """Names under which a SELECT has encrypted values, in its inputs or in a part of it."""
+    names = {column.name for spec in inputs for column in spec.sealed}
+    while names:
+        passed_on = {
+            projection.alias_or_name
+            for query in tree.find_all(exp.Select)
+            for projection in query.expressions
+            if carries_sealed(projection, names)
+        }
+        if passed_on <= names:
+            break
+        names |= passed_on
+    return names
+
+
+def carries_sealed(made: exp.Expr, names: Collection[str]) -> bool:
+    """Whether an expression gives one of the encrypted values with these names, or NULL."""
+    match made:
+        case exp.Column():
+            return made.name in names
+        case exp.Case():
+            results = [branch.args.get("true") for branch in made.args["ifs"]]
+            results.append(made.args.get("default"))
+            return any(r is not None and carries_sealed(r, names) for r in results)
+        case exp.Coalesce():
+            return any(carries_sealed(e, names) for e in (made.this, *made.expressions))
+        case exp.Anonymous():
+            is_word = made.name.lower() == _TRY_PHONE and bool(made.expressions)
+            return is_word and carries_sealed(made.expressions[0], names)
+        case (
+            exp.Alias() | exp.Paren() | exp.Trim() | exp.Nullif() | exp.TryCast() | exp.Lower()
+            | exp.Window() | exp.Lag() | exp.Lead() | exp.FirstValue() | exp.LastValue()
+        ):  # fmt: skip
+            return carries_sealed(made.this, names)
+    return False
+
+
+#: What may be done with an encrypted value: it is passed on, compared, counted, or found missing.
+_DONE_WITH_SEALED = (
+    exp.Alias, exp.Paren, exp.Trim, exp.Nullif, exp.TryCast, exp.Window, exp.Lag, exp.Lead,
+    exp.FirstValue, exp.LastValue, exp.Coalesce, exp.Case, exp.If, exp.Is, exp.EQ, exp.NEQ,
+    exp.NullSafeEQ, exp.NullSafeNEQ, exp.In, exp.Tuple, exp.Count, exp.Distinct, exp.Select,
+    exp.Group, exp.Ordered, exp.Order, exp.Join, exp.Where,
+)  # fmt: skip
+
+
+def _refuse_looking_into_sealed(
+    tree: exp.Query, specs: Mapping[str, TableSpec], where: str
+) -> None:
+    inputs = [specs[_full_name(t)] for t in tree.find_all(exp.Table) if _full_name(t) in specs]
+    names = sealed_names(tree, inputs)
+    emails = {c.name for spec in inputs for c in spec.sealed if c.pii == "email"}
+    for column in tree.find_all(exp.Column) if names else ():
+        parent = column.parent
+        if column.name not in names or parent is None or isinstance(parent, _DONE_WITH_SEALED):
+            continue
+        if isinstance(parent, exp.Anonymous) and parent.name.lower() == _TRY_PHONE:
+            continue
+        # An address is in lower case before it is encrypted.
+        if isinstance(parent, exp.Lower) and column.name in emails:
+            continue
+        raise ContractError(
+            f"{where} looks into {column.name}, which is encrypted: {parent.sql('postgres')}",
+            "Only pass it on, compare it or ask whether it is there; or take encrypted=True off",
+        )
 
 
 def _with_failed_casts(sql: str, table: TableSpec, casts: list[_Cast]) -> str:

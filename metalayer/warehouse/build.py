@@ -274,7 +274,9 @@ def _build_run(
     with connection.cursor() as cursor:
         begin_snapshot(cursor, job.reads)
         state = load_state(cursor, [job.spec.full_name, *job.upstream])
-        keys = keys_to_rebuild(cursor, job, state, months) if not forced else None
+        # What expired since the caller looked must not be built from nothing.
+        months = [month for month in months if not is_settled(job, state, month)]
+        keys = keys_to_rebuild(cursor, job, state, months) if months and not forced else None
         changed, fill = list(months), None
         if keys is not None:
             changed = compute(cursor, job, months, keys)

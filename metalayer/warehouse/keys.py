@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metalayer.errors import WarehouseError
+from metalayer.errors import ConfigurationError, WarehouseError
 from metalayer.governance.sealing import (
     Key,
     Opener,
@@ -22,7 +22,7 @@ from metalayer.governance.sealing import (
     make_key,
 )
 from metalayer.settings import Settings
-from metalayer.whole_files import write_new
+from metalayer.whole_files import alone_with, write_new, write_over
 
 _KEYS_LOCK = 0x4D4C0020
 CURRENT, NEXT = "current", "next"
@@ -51,16 +51,19 @@ def _first_keys(settings: Settings) -> tuple[Key, ...]:
     path = key_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_new(path, _as_file([make_key()]))
-    return known_keys(settings)
+    keys = known_keys(settings)
+    if not keys:
+        raise ConfigurationError(
+            f"{path} holds no key", "Remove it, and one is made; or put one in (`keys new`)."
+        )
+    return keys
 
 
-def add_key(settings: Settings, keys: Sequence[Key]) -> Key:
+def add_key(settings: Settings) -> Key:
     """Put a new key before those in the file."""
     made, path = make_key(), key_file(settings)
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    write_new(aside, _as_file([made, *keys]))
-    aside.replace(path)
+    with alone_with(path):
+        write_over(path, _as_file([made, *known_keys(settings)]))
     return made
 
 

@@ -276,7 +276,8 @@ create table if not exists meta.expired_months (
 );
 comment on table meta.expired_months is 'Months whose rows were kept as long as their contract says. What was made from them of the same month stays as it is';
 
-create table if not exists meta.failed_months (    table_name text not null,
+create table if not exists meta.failed_months (
+    table_name text not null,
     month date not null,
     made_from text not null,
     problem text not null,

@@ -13,6 +13,8 @@ import re
 
 from psycopg2 import sql
 
+from metalayer.contracts.sealed import SEALED
+
 _NUMERIC = re.compile(r"numeric\((\d+),(\d+)\)")
 #: Digits of the longest bigint, and up to which it is exact as double precision.
 _BIGINT_DIGITS = 19
@@ -60,6 +62,11 @@ def conversion(column: sql.Identifier, old: str, new: str) -> sql.Composable:
     kind = sql.SQL(new)
     if _is_exact_number(old) and (_is_exact_number(new) or new == "text"):
         return sql.SQL("{}::{}").format(column, kind)
+    if old == "text":
+        # What was encrypted is no value of any other type; its months are built again.
+        return sql.SQL("case when {c} !~ {sealed} then {c}::{kind} end").format(
+            c=column, kind=kind, sealed=sql.Literal(f"^{SEALED}$")
+        )
     if old == "double precision" and new == "bigint":
         return sql.SQL("{}::bigint").format(column)
     # Through text, a double keeps all of its digits.
@@ -100,9 +107,12 @@ def _text_fits(
         same = sql.SQL("replace({c}, 'T', ' ') = left({c}::{kind}::text, length({c}))")
     else:
         same = sql.SQL("{c}::{kind}::text = {c}")
-    return sql.SQL("(case when pg_input_is_valid({c}, {word}) then {same} else false end)").format(
+    return sql.SQL(
+        "(case when pg_input_is_valid({c}, {word}) then {same} else {c} ~ {sealed} end)"
+    ).format(
         c=column,
         word=word,
+        sealed=sql.Literal(f"^{SEALED}$"),
         same=same.format(c=column, kind=kind, form=sql.Literal(_WHOLE_OR_DECIMAL)),
     )
 

@@ -22,6 +22,7 @@ from psycopg2 import sql
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
+from metalayer.contracts.sealed import SEALED
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.warehouse.altering import beside_readers
 from metalayer.warehouse.checks import keys_unique
@@ -84,6 +85,7 @@ def rollback(
             current, wanted = next(v for v in kept.values() if v.is_current), kept[to]
             if wanted.leaf == current.leaf:
                 return Rollback(current.version, to, current.version, current.rows)
+            _refuse_plain(cursor, spec, wanted.leaf)
             _fit(cursor, spec, month, wanted)
             connection.commit()
             version = publish(connection, spec, _restoring(month, wanted, current), keeping)
@@ -93,6 +95,31 @@ def rollback(
                 unlock_all(cursor)
                 connection.commit()
     return Rollback(version, to, current.version, wanted.rows)
+
+
+def _refuse_plain(cursor: Any, spec: TableSpec, leaf: str) -> None:
+    """Let no version back that is from before a column was encrypted, and not sealed since."""
+    there = columns_of(cursor, [leaf])[leaf]
+    for column in spec.sealed:
+        kind = there.get(column.name)
+        if kind is None:
+            continue
+        cursor.execute(
+            sql.SQL(
+                "select exists (select from (select {c}::text as v from {t} where {c} is not null "
+                "limit 20) as s where v !~ {sealed})"
+            ).format(
+                c=sql.Identifier(column.name),
+                t=sql.Identifier(LEAVES, leaf),
+                sealed=sql.Literal(f"^{SEALED}$"),
+            )
+        )
+        if kind != "text" or cursor.fetchone() == (True,):
+            raise UsageError(
+                f"That version of {spec.full_name} has {column.name} in plain: it is from before "
+                "the column was encrypted",
+                "`metalayer keys rotate` encrypts earlier versions, too; then roll back.",
+            )
 
 
 @dataclass(frozen=True)

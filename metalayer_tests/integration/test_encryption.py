@@ -6,11 +6,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import polars as pl
 import pytest
 from psycopg2 import sql
 
@@ -24,9 +26,11 @@ from metalayer.governance.sealing import key_file, known_keys, make_key
 from metalayer.landing.export import export_quarantined
 from metalayer.landing.repair import land_repair
 from metalayer.settings import Settings
-from metalayer.warehouse.keys import change_keys
+from metalayer.warehouse.keys import add_key, change_keys, ensure_key
+from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.postgres import _programs
+from metalayer.warehouse.versions import rollback
 from metalayer_tests.integration.ground import Ground, open_ground
 from metalayer_tests.integration.killing import Kill
 from metalayer_tests.integration.test_build import CUSTOMERS
@@ -261,7 +265,7 @@ def rotate(platform: Platform) -> rotation.Rotation:
 
 
 def test_everything_is_sealed_anew_and_nothing_is_out_of_date(filled: Platform) -> None:
-    before, old = plain(filled), keys_in_use(filled)
+    old = keys_in_use(filled)
     filled.land("crm/customers_2025-02.csv", customers(customer(2, "", "17/05/1980")))
     assert filled.build().succeeded
     filled.land("crm/customers_2025-02.csv", customers(customer(2, "+12125550187", "17/05/1980")))
@@ -270,6 +274,7 @@ def test_everything_is_sealed_anew_and_nothing_is_out_of_date(filled: Platform) 
     assert filled.build().succeeded
     before = plain(filled)
     done = rotate(filled)
+    assert len(old) == 1
     assert old != {done.key_id}
     assert keys_in_use(filled) == {done.key_id}
     assert set(done.months) == set(TABLES)
@@ -291,12 +296,13 @@ ORDERS = (
 
 
 def test_readers_go_on_and_builds_wait(filled: Platform) -> None:
-    seen: set[int] = set()
+    seen: set[tuple[object, ...]] = set()
     stop = threading.Event()
 
     def look() -> None:
         while not stop.is_set():
-            seen.add(filled.one("select count(phone) from silver.customers"))
+            values = filled.ask("select phone from silver.customers where phone is not null")
+            seen.add((len(values), *{filled.plain(value) for (value,) in values}))
 
     reader = threading.Thread(target=look)
     reader.start()
@@ -314,7 +320,7 @@ def test_readers_go_on_and_builds_wait(filled: Platform) -> None:
     rotate(filled)
     stop.set()
     reader.join()
-    assert seen == {2}
+    assert seen == {(2, "+12125550187")}
 
 
 def test_what_was_in_plain_before_is_sealed_as_well(filled: Platform) -> None:
@@ -448,3 +454,71 @@ def test_an_unfinished_change_holds_builds_off(filled: Platform) -> None:
         open_warehouse(filled.warehouse.settings),
     ):
         pass
+
+
+def test_versions_from_before_are_sealed_and_not_rolled_back_to_in_plain(filled: Platform) -> None:
+    """The day of birth was of the type date then."""
+    ((leaf,),) = filled.ask(
+        "select leaf from meta.versions where table_name = 'silver.customers' "
+        "and month = '2025-01-01' and not is_current"
+    )
+    filled.ask(f"alter table months.{leaf} alter column dob type date using '1980-05-17'; select 1")
+    spec = catalog().spec("silver.customers")
+    with pytest.raises(UsageError, match="has dob in plain"):
+        rollback(filled.warehouse.pool, spec, date(2025, 1, 1), 1)
+    done = rotate(filled)
+    ((kept,),) = filled.ask(f"select distinct dob from months.{leaf}")
+    assert done.key_id in kept
+    assert filled.plain(kept) == "1980-05-17"
+    rollback(filled.warehouse.pool, spec, date(2025, 1, 1), 1)
+    assert filled.frame("silver.customers").filter(customer_id=1)["dob"].to_list() == [
+        date(1980, 5, 17)
+    ]
+
+
+def test_what_came_before_its_contract_knew_it_is_sealed(filled: Platform) -> None:
+    ((leaf,),) = filled.ask(
+        "select leaf from meta.versions where table_name = 'bronze.customers' and not is_current"
+    )
+    filled.ask(
+        f'update months.{leaf} set _extra = \'{{"phone": "2125550333", "x": "1"}}\'; select 1'
+    )
+    rotate(filled)
+    ((extra,),) = filled.ask(f"select distinct _extra::text from months.{leaf}")
+    assert "2125550333" not in extra
+    assert '"x": "1"' in extra
+
+
+def test_a_column_that_is_encrypted_no_more_is_built_again(filled: Platform) -> None:
+    specs = list(catalog().specs.values())
+    open_ones = [
+        replace(
+            s,
+            columns=tuple(
+                replace(c, type="date", dtype=pl.Date, sealed_type=None) if c.name == "dob" else c
+                for c in s.columns
+            ),
+        )
+        if s.full_name in ("silver.customers", "gold.dim_customer")
+        else s
+        for s in specs
+    ]
+    with transaction(filled.warehouse.pool) as connection:
+        prepare(connection, open_ones, catalog().selects)
+    assert filled.one("select count(*) from silver.customers_stored where dob is not null") == 0
+
+
+def test_two_processes_that_add_keys_lose_none(filled: Platform) -> None:
+    settings = filled.warehouse.settings
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: add_key(settings).id, range(8)))
+    assert {key.id for key in known_keys(settings)} >= set(made)
+    key_file(settings).write_text("# none\n")
+    with pytest.raises(ConfigurationError, match="holds no key"):
+        ensure_key_of_an_empty_warehouse(filled)
+
+
+def ensure_key_of_an_empty_warehouse(platform: Platform) -> None:
+    with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("delete from meta.keys")
+        ensure_key(cursor, platform.warehouse.settings)

@@ -295,3 +295,41 @@ def test_where_a_column_comes_from(column: str, origins: set[str]) -> None:
     name, _, output = column.rpartition(".")
     found = column_lineage(catalog().selects[name], catalog().specs)[output]
     assert {f"{o.table}.{o.column}" for o in found} == origins
+
+
+@pytest.mark.parametrize(
+    "looked_into",
+    [
+        "left(phone, 3)",
+        "phone || '1'",
+        "upper(phone)",
+        "length(phone)",
+        "phone > '1'",
+        "max(phone)",
+    ],
+)
+def test_an_encrypted_value_is_not_looked_into(looked_into: str, tmp_path: Path) -> None:
+    specs = catalog().specs
+    path = tmp_path / "customers.sql"
+    text = catalog().selects["silver.customers"].text
+    path.write_text(
+        text.replace("    zip,\n    try_cast(dob", f"    {looked_into} as zip,\n    try_cast(dob")
+    )
+    with pytest.raises(ContractError, match="looks into phone, which is encrypted"):
+        parse_select(path, specs["silver.customers"], specs)
+
+
+def test_an_encrypted_value_is_followed_under_another_name(tmp_path: Path) -> None:
+    specs = catalog().specs
+    path = tmp_path / "customers.sql"
+    text = catalog().selects["silver.customers"].text
+    renamed = (
+        text.replace("from phone), '') as phone", "from phone), '') as p")
+        .replace("try_phone(phone)", "try_phone(p)")
+        .replace("case when phone is not null", "case when p is not null")
+    )
+    path.write_text(renamed)
+    select = parse_select(path, specs["silver.customers"], specs)
+    text = render(select, specs["silver.customers"], specs, date(2025, 1, 1), date(2025, 2, 1))
+    assert text.lower().count("meta.well_sealed(p)") == 2
+    assert "try_phone" not in text.lower()

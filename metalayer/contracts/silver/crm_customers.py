@@ -34,7 +34,6 @@ class CrmCustomers(Contract):
         owner = "team:customer-data"
         readers = ("engineer", "steward")
         purpose = "To know whose account it is, and which region looks after it"
-        retention_months = 120
         due = Due(day=3, hour=6)
 
     class Source:
