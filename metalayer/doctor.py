@@ -17,13 +17,16 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 
 from metalayer.errors import ConfigurationError, MetaLayerError
+from metalayer.governance.sealing import known_keys
 from metalayer.inspection import libpq_url
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
+from metalayer.warehouse.keys import opener
 from metalayer.warehouse.server import warehouse_server
 from metalayer.wording import named
 
@@ -76,8 +79,8 @@ def examine(progress: Callable[[str], None] | None = None) -> Diagnosis:
             Check("postgresql", False, f"not tried: {variable} is refused", f"Mend {variable}.")
         )
     else:
-        check, found.database_url = _postgresql(settings, progress)
-        found.checks.append(check)
+        checks, found.database_url = _postgresql(settings, progress)
+        found.checks += checks
     return found
 
 
@@ -222,23 +225,32 @@ def _nearest(folder: Path) -> Path:
 
 def _postgresql(
     settings: Settings, progress: Callable[[str], None] | None
-) -> tuple[Check, str | None]:
-    """Whether the server answers, and its URL."""
+) -> tuple[list[Check], str | None]:
+    """Whether the server answers, and the keys of its encrypted columns are at hand; its URL."""
     try:
         with warehouse_server(settings, progress) as server:
             url = libpq_url(server.warehouse_url)
             with contextlib.closing(psycopg2.connect(url, connect_timeout=10)) as connection:
                 version = connection.info.parameter_status("server_version")
+                keys = _keys(connection, settings)
             detail = f"PostgreSQL {version}, {libpq_url(settings.database_shown)}"
-            return Check("postgresql", True, detail), _passwordless(url)
+            return [Check("postgresql", True, detail), keys], _passwordless(url)
     except MetaLayerError as error:
-        return Check("postgresql", False, error.message, error.next_step), None
+        return [Check("postgresql", False, error.message, error.next_step)], None
     except psycopg2.Error as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return (
-            Check("postgresql", False, lines[0], "Look into the server's log."),
-            None,
-        )
+        return [Check("postgresql", False, lines[0], "Look into the server's log.")], None
+
+
+def _keys(connection: Any, settings: Settings) -> Check:
+    """Whether the keys are at hand that encrypted columns are sealed with."""
+    try:
+        with connection.cursor() as cursor:
+            opener(cursor, settings)
+        known = ", ".join(key.id for key in known_keys(settings))
+    except MetaLayerError as error:
+        return Check("encryption keys", False, error.message, error.next_step)
+    return Check("encryption keys", True, known or "none; one is made when it is needed")
 
 
 def _passwordless(url: str) -> str:

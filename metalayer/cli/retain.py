@@ -86,6 +86,9 @@ def _print(found: Expiring, *, is_done: bool) -> None:
     say(f"{was} {counted(len(found.files), 'landed file')}: {counted(records, 'record')}.")
     if found.follow:
         verb = "was" if is_done else "would be"
-        say(f"What looks back {verb} built from what is kept: {named(found.follow, _NAMED)}.")
+        say(
+            f"What looks back {verb} built from what is kept; figures of kept months change: "
+            f"{named(found.follow, _NAMED)}, and what is made from these."
+        )
     if not is_done:
-        say_next(("retain", "does it"))
+        say_next(("retain", "does it; it cannot be undone"))

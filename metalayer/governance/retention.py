@@ -162,18 +162,15 @@ def _months_back(day: date, months: int) -> date:
 
 
 def _following(tables: Catalog, kept: Mapping[str, int]) -> list[str]:
-    """The tables without a limit of their own that look back over such that have one."""
-    found: list[str] = []
-    for name in tables.specs:
-        inputs = tables.inputs(name)
-        looks_back = any(
-            reach is not Reach.SAME and (table in kept or table in found)
-            for table, reach in inputs.items()
+    """The tables that look back over such that have a limit."""
+    return [
+        name
+        for name in tables.specs
+        if any(
+            reach is not Reach.SAME and table in kept
+            for table, reach in tables.inputs(name).items()
         )
-        stays = any(reach is Reach.SAME and table in kept for table, reach in inputs.items())
-        if name not in kept and looks_back and not stays:
-            found.append(name)
-    return found
+    ]
 
 
 def _published_before(cursor: Any, before: Mapping[str, date]) -> dict[str, dict[date, int]]:

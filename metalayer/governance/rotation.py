@@ -154,8 +154,9 @@ def _finish(
         let_seal(memory, sealer)
         _let_seal_rejects(memory, sealer, sealed)
         for spec in sealed:
-            for leaf in _leaves(cursor, spec):
-                told(f"{spec.full_name}, {leaf}")
+            leaves = _leaves(cursor, spec)
+            for number, leaf in enumerate(leaves, start=1):
+                told(f"{spec.full_name}, {number} of {len(leaves)}")
                 changed = _seal_leaf(cursor, memory, spec, leaf)
                 connection.commit()
                 if changed:

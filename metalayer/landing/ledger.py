@@ -284,7 +284,7 @@ class _Desk:
         if isinstance(candidate.refusal, FileInFlux):
             skipped.append(Skipped(name, "it is still being written"))
         elif isinstance(candidate.refusal, ErasedFound):
-            reason = "a build takes records of erased persons out of it first"
+            reason = "a build first takes out of it whom was erased, and what has expired"
             skipped.append(Skipped(name, reason))
         elif candidate.refusal is not None:
             reason = str(self._explained(candidate.refusal, candidate))

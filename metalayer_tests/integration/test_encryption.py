@@ -186,6 +186,8 @@ def test_without_the_right_key_nothing_is_opened_and_nothing_written(
     assert not Path("x.csv").exists()
     assert filled.ledger() == before
     assert filled.one("select count(*) from meta.keys") == 1
+    assert main(["doctor"]) == 1
+    assert message in capsys.readouterr().out
     # What needs no key goes on.
     assert main(["status"]) == 0
     assert main(["query", "select phone from gold.dim_customer"]) == 0
