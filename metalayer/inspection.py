@@ -47,6 +47,8 @@ class TableStatus:
         late_since: when the first missing month was due; None where none is missing.
         waits_for: the tables that lack `due_month`, of it and what it is made from.
         failed_months: "2025-01" -> why it failed, of months that were not published since.
+        rolled_back: "2025-01" -> the earlier version that a rollback brought back.
+        expired: months whose rows were kept as long as the contract says.
     """
 
     layer: str
@@ -66,6 +68,8 @@ class TableStatus:
     late_since: datetime | None = None
     waits_for: list[str] = field(default_factory=list)
     failed_months: dict[str, str] = field(default_factory=dict)
+    rolled_back: dict[str, int] = field(default_factory=dict)
+    expired: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ def table_status(
     with connection.cursor() as cursor:
         due = punctuality(cursor, start_month, now)
         failed = _failed_months(cursor)
+        restored, expired = _rolled_back(cursor), _expired(cursor)
     return [
         replace(
             table,
@@ -183,9 +188,34 @@ def table_status(
             late_since=due[table.table].late_since,
             waits_for=list(due[table.table].waits_for),
             failed_months=failed.get(table.table, {}),
+            rolled_back=restored.get(table.table, {}),
+            expired=expired.get(table.table, 0),
         )
         for table in _published_status(connection)
     ]
+
+
+def _rolled_back(cursor: Any) -> dict[str, dict[str, int]]:
+    """Table -> month -> the version that a rollback brought back, as long as it stands."""
+    # A warehouse of an earlier release does not say so.
+    cursor.execute(
+        "select table_name, to_char(month, 'YYYY-MM'), (to_jsonb(v) ->> 'restores')::int "
+        "from meta.versions as v where is_current and to_jsonb(v) ->> 'restores' is not null "
+        "order by 1, 2"
+    )
+    found: dict[str, dict[str, int]] = {}
+    for table, month, version in cursor.fetchall():
+        found.setdefault(table, {})[month] = version
+    return found
+
+
+def _expired(cursor: Any) -> dict[str, int]:
+    """Table -> how many of its months have expired."""
+    cursor.execute("select to_regclass('meta.expired_months') is not null")
+    if cursor.fetchone() == (False,):
+        return {}
+    cursor.execute("select table_name, count(*) from meta.expired_months group by 1")
+    return dict(cursor.fetchall())
 
 
 def _failed_months(cursor: Any) -> dict[str, dict[str, str]]:

@@ -75,6 +75,13 @@ class BuildOutcome:
             self.failed_checks or self.errors or any(r.outcome == "failed" for r in self.months)
         )
 
+    @property
+    def problems(self) -> str:
+        """What failed, in words."""
+        said = [*self.errors, *self.failed_checks]
+        said += [f"{r.table} {r.month:%Y-%m}: {r.problem}" for r in self.months if r.problem]
+        return "; ".join(dict.fromkeys(said))
+
 
 def is_alive(owner: str) -> bool:
     """Whether the process that a run names may still work on it; one of another host may."""

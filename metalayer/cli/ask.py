@@ -344,7 +344,7 @@ def _print_status(tables: list[TableStatus]) -> None:
     stale = [t.table for t in tables if t.fresh is False]
     if stale:
         say(f"✗ {len(stale)} tables are older than their contract allows (fresh_within).", "dim")
-    for line in (*_failed_lines(tables), *_late_lines(tables)):
+    for line in (*_failed_lines(tables), *_past_lines(tables), *_late_lines(tables)):
         say(line, "dim")
 
 
@@ -353,6 +353,19 @@ def _failed_lines(tables: list[TableStatus]) -> Iterator[str]:
     for table in tables:
         for month, problem in table.failed_months.items():
             yield f"✗ {table.table} {month} failed: {problem.partition(chr(10))[0]}."
+
+
+def _past_lines(tables: list[TableStatus]) -> Iterator[str]:
+    """What is as it was on purpose: months that were rolled back, and such that have expired."""
+    for table in tables:
+        for month, version in table.rolled_back.items():
+            yield (
+                f"{table.table} {month} was rolled back to version {version}, and stays so until "
+                "what it is made from changes."
+            )
+    expired = [f"{t.table} ({t.expired})" for t in tables if t.expired]
+    if expired:
+        yield f"Months whose retention has ended are gone: {', '.join(expired)}."
 
 
 def _late_lines(tables: list[TableStatus]) -> Iterator[str]:
@@ -366,7 +379,10 @@ def _late_lines(tables: list[TableStatus]) -> Iterator[str]:
         waiting = len(lacking) - len(first)
         named = ", ".join(first[:_SHOWN_LATE]) + (" …" if len(first) > _SHOWN_LATE else "")
         behind = f"; {waiting} more wait for these" if waiting else ""
-        yield f"✗ {month} is due and missing (late since {since:%Y-%m-%d}): {named}{behind}."
+        yield (
+            f"✗ {month} is due and missing (the first that is was due on {since:%Y-%m-%d}): "
+            f"{named}{behind}."
+        )
 
 
 def _print_ledger(entries: list[LedgerEntry]) -> None:

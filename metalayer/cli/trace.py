@@ -86,7 +86,8 @@ def _print(found: Trace) -> None:
         if step.lost:
             say(
                 f"✗ {step.lost:,} of {step.table} would not be made today: what they were made "
-                "from has changed. `metalayer build` brings them up to date."
+                "from has changed, and `metalayer build` brings them up to date; or it has "
+                "expired, and they stay."
             )
         if step.rows > step.followed and step.table != found.table and step.followed:
             say(f"… {step.followed:,} of the rows of {step.table} were followed.", "dim")

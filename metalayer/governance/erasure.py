@@ -190,11 +190,9 @@ def erase(
     told("building the tables anew")
     outcome = build(warehouse, instance)
     if not outcome.succeeded:
-        said = [*outcome.errors, *outcome.failed_checks]
-        said += [f"{r.table} {r.month:%Y-%m}: {r.problem}" for r in outcome.months if r.problem]
         raise BuildError(
             "The person is out of the landed files, but not all tables could be built anew: "
-            f"{'; '.join(dict.fromkeys(said))}",
+            f"{outcome.problems}",
             "Mend it, and erase again: what is done is not done twice.",
         )
     told("dropping earlier versions")

@@ -314,7 +314,7 @@ def expire(
     told("taking in what has landed")
     register(warehouse.pool, warehouse.settings, tables.sources, today=today)
     told("looking for what has expired")
-    _refuse_what_is_not_built(warehouse, look(warehouse, tables, today))
+    _refuse_what_is_not_built(warehouse, tables, look(warehouse, tables, today))
     told("taking expired records out of landed files")
     found = _clear_files(warehouse, tables, today)
     for table, months in found.months.items():
@@ -324,11 +324,14 @@ def expire(
     return found
 
 
-def _refuse_what_is_not_built(warehouse: Warehouse, found: Expiring) -> None:
-    last = max(found.before.values(), default=date.min)
+def _refuse_what_is_not_built(warehouse: Warehouse, tables: Catalog, found: Expiring) -> None:
+    if found.is_empty:
+        return
+    last = max(found.before.values())
     stale = [
         f"{table} {month:%Y-%m}"
         for table, months in current_plan(warehouse).stale.items()
+        if found.before.keys() & set(tables.made_from(table))
         for month in sorted(months)
         if month < last
     ]
@@ -481,11 +484,9 @@ def retain(
     told("building what looks back")
     outcome = build(warehouse, instance)
     if not outcome.succeeded:
-        said = [*outcome.errors, *outcome.failed_checks]
-        said += [f"{r.table} {r.month:%Y-%m}: {r.problem}" for r in outcome.months if r.problem]
         raise BuildError(
             "What has expired is gone, but not all tables could be built from what is kept: "
-            f"{'; '.join(dict.fromkeys(said))}",
+            f"{outcome.problems}",
             "Mend it, and build.",
         )
     told("dropping earlier versions")

@@ -15,7 +15,9 @@ from metalayer.contracts.contract import _retention
 from metalayer.definitions import defs
 from metalayer.errors import BuildError, ContractError
 from metalayer.governance import erasure, retention
+from metalayer.inspection import table_status
 from metalayer.warehouse import build
+from metalayer.warehouse.pool import transaction
 from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS
 from metalayer_tests.story import Platform
 
@@ -112,6 +114,10 @@ def test_it_leaves_every_layer_and_aggregates_stay(filled: Platform) -> None:
     assert filled.one("select count(*) from meta.quarantine where month < '2025-03-01'") == 0
     assert filled.one("select count(*) from meta.past_quarantine where month < '2025-03-01'") == 0
     assert filled.ask("select order_id from silver.orders order by 1") == [(3,), (4,)]
+    with transaction(filled.warehouse.pool) as connection:
+        told = {t.table: t.expired for t in table_status(connection)}
+    assert {table for table, expired in told.items() if expired} == set(GOING)
+    assert told["silver.orders"] == 2
     # Nothing is out of date for it, and nothing brings aggregates down.
     assert filled.plan().is_empty
     assert filled.balances()

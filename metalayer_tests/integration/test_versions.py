@@ -19,7 +19,7 @@ from metalayer.cli import main
 from metalayer.differences import difference
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.history import LEAVES
-from metalayer.inspection import reading
+from metalayer.inspection import reading, table_status
 from metalayer.warehouse.build import TableJob, build_months
 from metalayer.warehouse.keeping import Keeping, prune_expired
 from metalayer.warehouse.locks import lock_months, unlock_all
@@ -87,6 +87,9 @@ def test_a_rollback_brings_back_the_rows_and_what_follows_is_rebuilt(platform: P
     assert platform.rejects(SILVER) == []
 
     assert back(platform, 1) == Rollback(version=3, restores=1, replaced=2, rows=3)
+    with transaction(platform.warehouse.pool) as connection:
+        told = {t.table: t.rolled_back for t in table_status(connection) if t.rolled_back}
+    assert told == {SILVER: {"2025-01": 1}}
     assert quantities(platform) == [2]
     assert platform.rejects(SILVER) == rejected
     assert platform.balances()
