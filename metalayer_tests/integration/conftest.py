@@ -32,7 +32,12 @@ def make_platform(
             url = stack.enter_context(clone())
             home = tmp_path / url.partition("?")[0].rpartition("/")[2]
             settings = Settings(
-                _env_file=None, home=home, landing=home / "landing", database_url=url
+                _env_file=None,
+                home=home,
+                landing=home / "landing",
+                database_url=url,
+                # That of the test's own platform: what is encrypted can be compared.
+                encryption_key_file=tmp_path / "home" / "encryption.keys",
             )
             pool = connect_pool(url, 4)
             stack.callback(pool.dispose)

@@ -23,6 +23,7 @@ import pytest
 
 from metalayer.assets.headless import BuildOutcome
 from metalayer.catalog import catalog
+from metalayer.governance.sealing import key_file
 from metalayer.sample import generate
 from metalayer.settings import PROJECT_ROOT, Settings
 from metalayer.warehouse.acts import record
@@ -130,6 +131,9 @@ def test_a_build_killed_at_any_instant_is_finished_by_the_next(
     platform.land_files([g.file for g in made], tmp_path / "out")
     shutil.copytree(platform.landing, home.settings.landing)
     assert platform.build().succeeded
+    # The same key, so that what is encrypted can be compared.
+    home.settings.home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(key_file(platform.warehouse.settings), key_file(home.settings))
     all_months = platform.one("select count(*) from meta.versions")
 
     def builder(command: subprocess.Popen[str]) -> None:

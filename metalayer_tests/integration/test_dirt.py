@@ -508,9 +508,11 @@ def test_sql_and_html_in_a_name_are_a_name(landed: Landed) -> None:
 
 
 def test_moments_and_dates_of_customers(landed: Landed) -> None:
-    assert landed.platform.ask(
+    ((updated_at, dob, created_at),) = landed.platform.ask(
         "select updated_at, dob, created_at from silver.customers where customer_id = 25"
-    ) == [(datetime(2025, 2, 1, 4, 30), date(1999, 12, 31), datetime(2024, 2, 29))]  # noqa: DTZ001
+    )
+    assert landed.platform.plain(dob) == "1999-12-31"
+    assert (updated_at, created_at) == (datetime(2025, 2, 1, 4, 30), datetime(2024, 2, 29))  # noqa: DTZ001
     assert landed.quarantined("crm/customers.csv") == [
         (9, "dob", "not a date", "1990-02-30"),
         (13, "updated_at", "month cannot be told", "2025-01-05 25:61:00"),
@@ -519,7 +521,8 @@ def test_moments_and_dates_of_customers(landed: Landed) -> None:
 
 def test_a_phone_is_e164_or_flagged(landed: Landed) -> None:
     phones = "select phone, is_phone_valid from silver.customers where customer_id = %s"
-    assert landed.platform.ask(phones, 28) == [("+15550109999", True)]
+    ((phone, is_valid),) = landed.platform.ask(phones, 28)
+    assert (landed.platform.plain(phone), is_valid) == ("+15550109999", True)
     assert landed.platform.ask(phones, 29) == [(None, False)]
 
 
