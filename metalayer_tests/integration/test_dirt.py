@@ -325,7 +325,7 @@ class Landed:
 
     def quarantined(self, file: str) -> list[Reject]:
         return [
-            (line, column, rule, value)
+            (line, column, rule, value and self.platform.plain(value))
             for line, column, rule, value in self.platform.ask(
                 "select q.line, q.column_name, q.rule, q.value from meta.quarantine as q "
                 "join meta.deliveries as d using (delivery_id) where d.file = %s order by q.line",
