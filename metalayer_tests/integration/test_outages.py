@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from metalayer.governance.sealing import key_file
 from metalayer.settings import PROJECT_ROOT
 from metalayer_tests.integration.ground import (
     LEFTOVERS,
@@ -88,6 +89,9 @@ def test_dropped_connections_are_named_and_the_next_build_finishes(
             _let_disturbed(ground, (*tables, "--force"), instants.uniform(0.0, 3.0), said)
         ended = ground.commands.run("build", *tables)
         assert ended.code == 0, ended.said
+        # The same key, so that what is encrypted can be compared.
+        platform.warehouse.settings.home.mkdir(exist_ok=True)
+        shutil.copyfile(key_file(ground.settings), key_file(platform.warehouse.settings))
         for name, content in files.items():
             platform.land(name, content)
         assert platform.build(*tables).succeeded
