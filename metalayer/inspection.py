@@ -203,10 +203,7 @@ def _rolled_back(cursor: Any) -> dict[str, dict[str, int]]:
         "from meta.versions as v where is_current and to_jsonb(v) ->> 'restores' is not null "
         "order by 1, 2"
     )
-    found: dict[str, dict[str, int]] = {}
-    for table, month, version in cursor.fetchall():
-        found.setdefault(table, {})[month] = version
-    return found
+    return _by_month(cursor)
 
 
 def _expired(cursor: Any) -> dict[str, int]:
@@ -226,9 +223,14 @@ def _failed_months(cursor: Any) -> dict[str, dict[str, str]]:
         "on v.table_name = f.table_name and v.month = f.month and v.is_current "
         "where v.published_at is null or v.published_at < f.failed_at order by 1, 2"
     )
-    found: dict[str, dict[str, str]] = {}
-    for table, month, problem in cursor.fetchall():
-        found.setdefault(table, {})[month] = problem
+    return _by_month(cursor)
+
+
+def _by_month(cursor: Any) -> dict[str, dict[str, Any]]:
+    """Rows of table, month and what is said of it: table -> month -> that."""
+    found: dict[str, dict[str, Any]] = {}
+    for table, month, said in cursor.fetchall():
+        found.setdefault(table, {})[month] = said
     return found
 
 

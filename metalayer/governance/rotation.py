@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -47,7 +48,7 @@ from metalayer.warehouse.keys import (
     key_of,
     key_states,
 )
-from metalayer.warehouse.leaves import LEAVES, columns_of
+from metalayer.warehouse.leaves import LEAVES, columns_of, some_values
 from metalayer.warehouse.locks import unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.stage import Stage
@@ -55,9 +56,6 @@ from metalayer.warehouse.state import State, load_state
 from metalayer.warehouse.survey import Tally, survey
 
 Tell = Callable[[str], None]
-
-#: So many values of a column tell whether it was encrypted.
-_LOOKED_AT = 20
 
 
 @dataclass
@@ -208,7 +206,7 @@ def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, 
         if c.sealed_type is None
         and there.get(c.name) == "text"
         and c.pii is not None
-        and _was_sealed(cursor, table, c.name)
+        and _was_sealed(cursor, leaf, c.name)
     ]
     extra = [c.name for c in spec.sealed] if "_extra" in there else []
     is_changed = bool(extra) and _seal_extra(cursor, memory, table, extra)
@@ -252,20 +250,9 @@ def _make_anew(cursor: Any, columns: str) -> None:
     )
 
 
-def _was_sealed(cursor: Any, table: sql.Identifier, column: str) -> bool:
+def _was_sealed(cursor: Any, leaf: str, column: str) -> bool:
     """Whether a column that is not encrypted any more was when these rows were made."""
-    cursor.execute(
-        sql.SQL(
-            "select exists (select from (select {c} as v from {t} where {c} is not null "
-            "limit {some}) as s where v ~ {pattern})"
-        ).format(
-            c=sql.Identifier(column),
-            t=table,
-            some=sql.Literal(_LOOKED_AT),
-            pattern=sql.Literal(f"^{SEALED}$"),
-        )
-    )
-    return bool(cursor.fetchone()[0])
+    return any(re.fullmatch(SEALED, value) for value in some_values(cursor, leaf, column))
 
 
 def _seal_extra(

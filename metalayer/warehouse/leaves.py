@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from psycopg2 import sql
+
 #: Schema of these tables.
 LEAVES = "months"
+_SOME_VALUES = 20
 
 
 def columns_of(cursor: Any, leaves: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -26,6 +29,18 @@ def columns_of(cursor: Any, leaves: Sequence[str]) -> dict[str, dict[str, str]]:
     for leaf, column, kind in cursor.fetchall():
         found[leaf][column] = kind
     return found
+
+
+def some_values(cursor: Any, leaf: str, column: str) -> list[str]:
+    """The first few values of a column, as text: what they look like, all of them do."""
+    cursor.execute(
+        sql.SQL("select {c}::text from {t} where {c} is not null limit {most}").format(
+            c=sql.Identifier(column),
+            t=sql.Identifier(LEAVES, leaf),
+            most=sql.Literal(_SOME_VALUES),
+        )
+    )
+    return [value for (value,) in cursor.fetchall()]
 
 
 def required_columns_of(cursor: Any, leaf: str) -> set[str]:

@@ -12,6 +12,7 @@ Does not belong here: putting a leaf in place (`publish.py`), which versions are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -28,7 +29,13 @@ from metalayer.warehouse.altering import beside_readers
 from metalayer.warehouse.checks import keys_unique
 from metalayer.warehouse.ddl import identifiers, stored_name
 from metalayer.warehouse.keeping import Keeping
-from metalayer.warehouse.leaves import LEAVES, columns_of, has_key, required_columns_of
+from metalayer.warehouse.leaves import (
+    LEAVES,
+    columns_of,
+    has_key,
+    required_columns_of,
+    some_values,
+)
 from metalayer.warehouse.locks import lock_months, unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.publish import Publication, publish
@@ -104,17 +111,8 @@ def _refuse_plain(cursor: Any, spec: TableSpec, leaf: str) -> None:
         kind = there.get(column.name)
         if kind is None:
             continue
-        cursor.execute(
-            sql.SQL(
-                "select exists (select from (select {c}::text as v from {t} where {c} is not null "
-                "limit 20) as s where v !~ {sealed})"
-            ).format(
-                c=sql.Identifier(column.name),
-                t=sql.Identifier(LEAVES, leaf),
-                sealed=sql.Literal(f"^{SEALED}$"),
-            )
-        )
-        if kind != "text" or cursor.fetchone() == (True,):
+        values = some_values(cursor, leaf, column.name)
+        if kind != "text" or not all(re.fullmatch(SEALED, value) for value in values):
             raise UsageError(
                 f"That version of {spec.full_name} has {column.name} in plain: it is from before "
                 "the column was encrypted",
