@@ -7,6 +7,7 @@ its peers is read from the last `performance.json`, and not measured again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -18,10 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import duckdb
+import psycopg2
 
 from benchmarks.contender import Step
 from benchmarks.contenders.metalayer import build_step
@@ -126,6 +129,7 @@ def alone(work: Path, rows: int, months: int) -> Iterator[Goal]:
             again - nothing <= hashing,
         )
         yield from _commands(home)
+        yield _masked_scan(home)
     yield Goal(
         f"peak memory at {rows:,} rows a source",
         f"under {_MOST_PEAK_MB} MB",
@@ -278,6 +282,20 @@ def _commands(home: Home) -> Iterator[Goal]:
         yield Goal(
             f"`metalayer {' '.join(words)}`", "at most 0.5 s", f"{seconds:.2f} s", seconds <= 0.5
         )
+
+
+def _masked_scan(home: Home) -> Goal:
+    """All of `gold.dim_customer` as an analyst is given it, beside what a steward is given."""
+    query = "copy (select * from gold.dim_customer) to stdout"
+    seconds: dict[str, list[float]] = {"on": [], "off": []}
+    with contextlib.closing(psycopg2.connect(home.url)) as connection:
+        for _ in range(_STARTS):
+            for masked, measured in seconds.items():
+                with connection.cursor() as cursor, Path(os.devnull).open("w") as nowhere:
+                    cursor.execute("select set_config('metalayer.masked', %s, false)", (masked,))
+                    measured.append(_seconds(partial(cursor.copy_expert, query, nowhere)))
+    ratio = median(seconds["on"]) / median(seconds["off"])
+    return _goal("masked full scan of `gold.dim_customer` beside plain", ratio, 1.1)
 
 
 def _seconds_of_start(code: str) -> float:

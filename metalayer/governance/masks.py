@@ -43,6 +43,8 @@ _SEALED = {
     "birth_date": "case when {v} ~ '^[0-9]+~' then split_part({v}, '~', 1) "
     "when {v} is not null then '***' end",
 }
+# Layers in which masks are stored beside the values: what many read, and often.
+_STORED_IN = ("gold",)
 _DAYS = {"birth_date": "date_trunc('year', {v}::timestamp)::{type}"}
 
 
@@ -73,13 +75,35 @@ def is_masked(spec: TableSpec, column: ColumnSpec) -> bool:
     return bool(column.pii) or (is_delivered and not is_open(column))
 
 
-def shown(spec: TableSpec, column: ColumnSpec, value: sql.Composable) -> sql.Composable:
-    """What a reader sees of `value`: it, or its mask, as the reader's roles are."""
+def shown(
+    spec: TableSpec,
+    column: ColumnSpec,
+    value: sql.Composable,
+    masked: sql.Composable | None = None,
+) -> sql.Composable:
+    """What a reader sees of `value`: it, or its mask, as the reader's roles are.
+
+    Args:
+        masked: The mask as it is stored, where it is: it may be missing.
+    """
     if not is_masked(spec, column):
         return value
+    hidden = mask(column, value)
+    if masked is not None:
+        hidden = sql.SQL("coalesce({}, {})").format(masked, hidden)
     return sql.SQL("case when {} then {} else {} end").format(
-        sql.SQL(_READER.format("sees_plain")), value, mask(column, value)
+        sql.SQL(_READER.format("sees_plain")), value, hidden
     )
+
+
+def is_stored(spec: TableSpec, column: ColumnSpec) -> bool:
+    """Whether the mask of `column` is stored beside it, so that reading it costs no function call.
+
+    Not what is derived on reading, nor a mask that stands for the ciphertext itself: that changes
+    when it is sealed with another key.
+    """
+    lasts = column.sealed_type is None or column.pii in _SEALED
+    return spec.layer in _STORED_IN and bool(column.pii) and column.derived is None and lasts
 
 
 def mask(column: ColumnSpec, value: sql.Composable) -> sql.Composable:

@@ -19,8 +19,11 @@ from metalayer.errors import ContractError
 from metalayer.governance.masks import is_open
 from metalayer.warehouse import retype
 from metalayer.warehouse.ddl import (
+    StoredMask,
     create_unknown_leaf,
     insert_unknown_member,
+    is_mask_name,
+    stored_masks,
     stored_name,
     unknown_leaf,
 )
@@ -73,7 +76,11 @@ def dropped_columns(existing: Existing, spec: TableSpec) -> dict[str, str]:
         if relation is not None:
             found |= {name: a.type for name, a in relation.columns.items()}
     declared = {c.name for c in spec.columns}
-    return {name: kind for name, kind in found.items() if name not in declared}
+    return {
+        name: kind
+        for name, kind in found.items()
+        if name not in declared and not is_mask_name(name)
+    }
 
 
 def table_changes(
@@ -131,7 +138,7 @@ def _creation(existing: Existing, spec: TableSpec) -> Changes:
 
 @dataclass(frozen=True)
 class _Differing:
-    added: tuple[ColumnSpec, ...]
+    added: tuple[ColumnSpec | StoredMask, ...]
     dropped: tuple[str, ...]
     retyped: Mapping[str, tuple[str, str]]
 
@@ -141,10 +148,11 @@ class _Differing:
 
 
 def _differing(spec: TableSpec, relation: Relation, evolved: Mapping[str, str]) -> _Differing:
-    declared = {c.name: retype.canonical(c.type) for c in spec.stored}
+    stored: list[ColumnSpec | StoredMask] = [*spec.stored, *stored_masks(spec).values()]
+    declared = {c.name: retype.canonical(c.type) for c in stored}
     there = {name: a.type for name, a in relation.columns.items()}
     return _Differing(
-        added=tuple(c for c in spec.stored if c.name not in there),
+        added=tuple(c for c in stored if c.name not in there),
         dropped=tuple(n for n in there if n not in declared and n not in evolved),
         retyped={
             name: (there[name], kind)
@@ -178,6 +186,9 @@ def _alter(
     does: list[str] = []
     for name in differing.dropped:
         clauses.append(sql.SQL("drop column {}").format(sql.Identifier(name)))
+        if is_mask_name(name):
+            does.append(f"Drops column {name}: what it holds is computed when it is read.")
+            continue
         does.append(
             f"Drops column {name}: what the published months have in it is lost; kept earlier "
             "versions of them still have it."
@@ -191,6 +202,12 @@ def _alter(
         does.append(_said_of_retyping(name, old, new, cost))
     for c in differing.added:
         clauses.append(sql.SQL("add column {} {}").format(sql.Identifier(c.name), sql.SQL(c.type)))
+        if isinstance(c, StoredMask):
+            does.append(
+                f"Adds column {c.name} for the mask of {c.of.name}, which is computed on reading "
+                "until a month is built again. No row is written."
+            )
+            continue
         does.append(
             f"Adds column {c.name} ({c.type}); it is empty until a month is built again. "
             "No row is written."
@@ -199,7 +216,7 @@ def _alter(
         statement = sql.SQL("alter table {}\n    {}").format(
             stored_name(spec), sql.SQL(",\n    ").join(clauses)
         )
-        lost = bool(differing.dropped)
+        lost = not all(map(is_mask_name, differing.dropped))
         changes.steps.append(
             Step(spec.full_name, statements(statement), tuple(does), "alter", *cost, lost)
         )

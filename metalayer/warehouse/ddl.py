@@ -11,17 +11,18 @@ and swapping partitions (`stage.py`, `publish.py`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
-from metalayer.governance.masks import shown
+from metalayer.governance.masks import is_stored, mask, shown
 from metalayer.warehouse.leaves import LEAVES
 
 
@@ -50,10 +51,58 @@ def next_month(month: date) -> date:
     return date(month.year + month.month // 12, month.month % 12 + 1, 1)
 
 
+@dataclass(frozen=True)
+class StoredMask:
+    """A column beside a personal one that holds what most readers see of it.
+
+    Whoever writes a month fills it, and where it is empty the mask is computed on reading: months
+    of an earlier release need not be written anew.
+
+    Attributes:
+        name: "email~1f0c2b7a". No column of a contract can have it, and a mask of another making
+            has another.
+    """
+
+    name: str
+    of: ColumnSpec
+
+    @property
+    def type(self) -> str:
+        """PostgreSQL type, that of the column."""
+        return self.of.type
+
+    @property
+    def value(self) -> sql.Composable:
+        """The mask of the column in the row at hand."""
+        return mask(self.of, sql.Identifier(self.of.name))
+
+
+_BETWEEN = "~"
+_MOST_OF_A_NAME = 50
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a column of a stored table is a mask, of this making or an earlier one."""
+    return _BETWEEN in name
+
+
+@cache
+def stored_masks(spec: TableSpec) -> Mapping[str, StoredMask]:
+    """Column -> its mask, of the columns whose masks are stored."""
+    found = {}
+    for c in spec.columns:
+        if is_stored(spec, c):
+            made = as_text(mask(c, sql.Identifier(c.name))) + c.type
+            digest = hashlib.sha256(made.encode()).hexdigest()[:8]
+            found[c.name] = StoredMask(f"{c.name[:_MOST_OF_A_NAME]}{_BETWEEN}{digest}", c)
+    return found
+
+
 def create_table(spec: TableSpec) -> sql.Composed:
     """The partitioned parent, with no partition yet."""
+    stored: list[ColumnSpec | StoredMask] = [*spec.stored, *stored_masks(spec).values()]
     columns = sql.SQL(",\n    ").join(
-        sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type)) for c in spec.stored
+        sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type)) for c in stored
     )
     return sql.SQL("create table {} (\n    {}\n) partition by range ({})").format(
         stored_name(spec), columns, sql.Identifier(spec.month_column)
@@ -111,7 +160,8 @@ def _read(spec: TableSpec, column: ColumnSpec) -> sql.Composable:
     """A column of the view: as stored or derived, masked for those who may not see it."""
     name = sql.Identifier(column.name)
     value = sql.SQL(f"({column.derived})") if column.derived else name
-    read = shown(spec, column, value)
+    masked = stored_masks(spec).get(column.name)
+    read = shown(spec, column, value, sql.Identifier(masked.name) if masked else None)
     return name if read is name else sql.SQL("{} as {}").format(read, name)
 
 

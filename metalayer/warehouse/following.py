@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
-from metalayer.warehouse.ddl import identifiers, next_month, stored_name
+from metalayer.warehouse.ddl import identifiers, next_month, stored_masks, stored_name
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.stage import Stage
 from metalayer.warehouse.state import State
@@ -166,7 +166,9 @@ def compute(cursor: Any, job: TableJob, months: Sequence[date], keys: Sequence[s
 def fill_from_computed(cursor: Any, stage: Stage, *, job: TableJob, keys: Sequence[str]) -> None:
     """Write the stage's months: the published rows, those of `keys` as they were computed."""
     spec = job.spec
-    columns = identifiers(c.name for c in spec.stored)
+    masks = stored_masks(spec).values()
+    names = [c.name for c in spec.stored]
+    computed = sql.SQL(", ").join([*map(sql.Identifier, names), *(m.value for m in masks)])
     months = sql.SQL(" or ").join(
         _between(spec, month, next_month(month)) for month in stage.leaves
     )
@@ -174,10 +176,11 @@ def fill_from_computed(cursor: Any, stage: Stage, *, job: TableJob, keys: Sequen
         sql.SQL(
             "insert into {stage} ({columns}) select {columns} from {stored} "
             "where ({months}) and ({changed}) is not true "
-            "union all select {columns} from pg_temp.computed where {months}"
+            "union all select {computed} from pg_temp.computed where {months}"
         ).format(
             stage=stage.parent,
-            columns=columns,
+            columns=identifiers([*names, *(m.name for m in masks)]),
+            computed=computed,
             stored=stored_name(spec),
             months=months,
             changed=_is_one_of(job, keys),

@@ -18,7 +18,7 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.lineage.select import FAILED_CASTS
-from metalayer.warehouse.ddl import identifiers, month_bounds, stored_name
+from metalayer.warehouse.ddl import identifiers, month_bounds, stored_masks, stored_name
 from metalayer.warehouse.leaves import LEAVES
 
 
@@ -95,10 +95,24 @@ def create_stage(cursor: Any, spec: TableSpec, months: Sequence[date]) -> Stage:
 
 
 def fill_from_select(cursor: Any, stage: Stage, select: str) -> None:
-    """Write what `select` returns (columns as in `stage.columns`) into the stage."""
+    """Write what `select` returns (columns as in `stage.columns`) into the stage, and its masks."""
+    columns = identifiers(stage.columns)
+    masks = stored_masks(stage.spec).values()
+    if not masks:
+        cursor.execute(
+            sql.SQL("insert into {} ({}) {}").format(stage.parent, columns, sql.SQL(select))
+        )
+        return
     cursor.execute(
-        sql.SQL("insert into {} ({}) {}").format(
-            stage.parent, identifiers(stage.columns), sql.SQL(select)
+        sql.SQL(
+            "insert into {stage} ({columns}, {names}) select {columns}, {values} "
+            "from (\n{select}\n) as made ({columns})"
+        ).format(
+            stage=stage.parent,
+            columns=columns,
+            names=identifiers(m.name for m in masks),
+            values=sql.SQL(", ").join(m.value for m in masks),
+            select=sql.SQL(select),
         )
     )
 

@@ -27,7 +27,7 @@ from metalayer.contracts.sealed import SEALED
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.warehouse.altering import beside_readers
 from metalayer.warehouse.checks import keys_unique
-from metalayer.warehouse.ddl import identifiers, stored_name
+from metalayer.warehouse.ddl import identifiers, is_mask_name, stored_name
 from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.leaves import (
     LEAVES,
@@ -227,22 +227,27 @@ def _fit(cursor: Any, spec: TableSpec, month: date, wanted: _Kept) -> None:
     """Make a leaf what can become a partition of the table as it is now, if nothing is lost."""
     held = columns_of(cursor, [wanted.leaf])[wanted.leaf]
     due = _columns(cursor, spec)
+    table = sql.Identifier(LEAVES, wanted.leaf)
+    # Masks of another making than the table's: what they hold is computed on reading.
+    outdated = [name for name in held if is_mask_name(name) and name not in due]
+    held = {name: kind for name, kind in held.items() if name not in outdated}
     widened = {
         name: kind
         for name, kind in held.items()
         if name in due and kind != due[name] and is_lossless(kind, due[name])
     }
     _refuse_misfits(cursor, spec, month, wanted, held, {**due, **{n: held[n] for n in widened}})
-    if not widened:
-        return
-    changes = sql.SQL(", ").join(
+    changes = [
         sql.SQL("alter column {} type {} using {}").format(
             column, sql.SQL(due[name]), conversion(column, kind, due[name])
         )
         for name, kind in widened.items()
         if (column := sql.Identifier(name))
-    )
-    change = sql.SQL("alter table {} {}").format(sql.Identifier(LEAVES, wanted.leaf), changes)
+    ]
+    changes += [sql.SQL("drop column {}").format(sql.Identifier(name)) for name in outdated]
+    if not changes:
+        return
+    change = sql.SQL("alter table {} {}").format(table, sql.SQL(", ").join(changes))
     what = f"Version {wanted.version} of {spec.full_name} {month:%Y-%m} cannot be changed"
     beside_readers(cursor, lambda: cursor.execute(change), what)
 

@@ -4,11 +4,13 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import psycopg2
 import psycopg2.errors
 import pytest
+from psycopg2 import sql
 
 from metalayer.asof import query_as_of
 from metalayer.catalog import catalog
@@ -18,8 +20,11 @@ from metalayer.governance.masks import is_masked
 from metalayer.governance.plain import keep_masked, open_unmasked
 from metalayer.governance.roles import ROLES, apply_roles, plan_roles
 from metalayer.inspection import quarantine_filter, rejects
-from metalayer.warehouse.migrate import install, prepare
+from metalayer.warehouse.ddl import StoredMask, as_text, stored_masks, stored_name
+from metalayer.warehouse.keeping import Keeping
+from metalayer.warehouse.migrate import install, plan_migration, prepare
 from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.versions import rollback
 from metalayer_tests.story import Platform
 
 SPECS = list(catalog().specs.values())
@@ -459,4 +464,91 @@ def test_every_mask_keeps_the_type_of_its_column(filled: Platform) -> None:
                 f"{spec.layer}.{spec.stored_name}",
             )
         )
-        assert {n: t for n, t in types.items() if n in stored} == stored
+        names = {mask.name for mask in stored_masks(spec).values()}
+        assert {n: t for n, t in types.items() if n in stored} | dict.fromkeys(names) == {
+            n: None if n in names else t for n, t in stored.items()
+        }
+
+
+GOLD = [spec for spec in PERSONAL if spec.layer == "gold"]
+
+
+def test_gold_stores_the_masks_that_would_be_computed(filled: Platform) -> None:
+    assert {(s.name, column) for s in GOLD for column in stored_masks(s)} == {
+        *(("dim_customer", c) for c in ("customer_name", "email", "phone", "city", "zip", "dob")),
+        *(("customer_360", c) for c in ("customer_name", "email", "city")),
+    }
+    assert masks_stored(filled) == masks_computed(filled)
+    assert None not in masks_stored(filled)["dim_customer", "email"]
+
+
+def masks_stored(platform: Platform) -> dict[tuple[str, str], list[Any]]:
+    """(table, column) -> the mask in each row with a value, in order."""
+    return masks(platform, lambda mask: sql.Identifier(mask.name))
+
+
+def masks_computed(platform: Platform) -> dict[tuple[str, str], list[Any]]:
+    return masks(platform, lambda mask: mask.value)
+
+
+def masks(
+    platform: Platform, told: Callable[[StoredMask], sql.Composable]
+) -> dict[tuple[str, str], list[Any]]:
+    found = {}
+    for spec in GOLD:
+        for column, mask in stored_masks(spec).items():
+            query = sql.SQL("select {} from {} where {} is not null and {} > 0 order by 1").format(
+                told(mask), stored_name(spec), sql.Identifier(column), sql.Identifier("customer_id")
+            )
+            found[spec.name, column] = [v for (v,) in platform.ask(as_text(query))]
+    return found
+
+
+def test_masks_that_are_not_stored_yet_are_computed(filled: Platform, connect: Connect) -> None:
+    analyst = connect("analyst")
+    query = "select * from gold.dim_customer order by customer_key"
+    seen, stored = ask(analyst, query), masks_stored(filled)
+    # As an earlier release left it, which stored none.
+    for mask in stored_masks(catalog().specs["gold.dim_customer"]).values():
+        execute(
+            filled,
+            f'alter table gold.dim_customer_stored rename "{mask.name}" to "{mask.of.name}~0"',
+        )
+    execute(filled, "delete from meta.installed")
+    with transaction(filled.warehouse.pool) as connection, connection.cursor() as cursor:
+        steps = plan_migration(cursor, SPECS, catalog().selects).steps
+    assert not any(step.loses_data for step in steps)
+    migrate(filled, SPECS)
+    assert set(masks_stored(filled)["dim_customer", "email"]) == {None}
+    assert ask(analyst, query) == seen
+    assert filled.build().succeeded
+    assert set(masks_stored(filled)["dim_customer", "email"]) == {None}, "nothing is built for it"
+    assert filled.build(force=True).succeeded
+    assert masks_stored(filled) == stored
+    assert ask(analyst, query) == seen
+
+
+def test_a_version_with_masks_of_another_making_comes_back(
+    filled: Platform, connect: Connect
+) -> None:
+    analyst = connect("analyst")
+    query = "select * from gold.dim_customer order by customer_key"
+    seen = ask(analyst, query)
+    ((leaf,),) = filled.ask(
+        "select leaf from meta.versions where table_name = 'gold.dim_customer' and is_current"
+    )
+    filled.land("crm/customers_2025-01b.csv", CUSTOMERS.replace("zebulon@", "zeb@"))
+    assert filled.build().succeeded
+    assert ask(analyst, query) != seen
+    assert masks_stored(filled) == masks_computed(filled)
+    mask = stored_masks(catalog().specs["gold.dim_customer"])["email"].name
+    execute(filled, f'alter table months."{leaf}" rename "{mask}" to "email~0"')
+    execute(filled, f'update months."{leaf}" set "email~0" = \'old\'')
+    rollback(
+        filled.warehouse.pool,
+        catalog().specs["gold.dim_customer"],
+        date(2025, 1, 1),
+        1,
+        Keeping(versions=3, days=30),
+    )
+    assert ask(analyst, query) == seen
