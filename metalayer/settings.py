@@ -47,6 +47,8 @@ _FIXES = {
     "`metalayer keys new` prints one",
     "encryption_key_file": "Set it to the file that holds the keys, for example "
     "METALAYER_ENCRYPTION_KEY_FILE=/run/secrets/metalayer.keys",
+    "alert_urls": "Write addresses as Apprise has them with spaces between, for example "
+    "METALAYER_ALERT_URLS='mailtos://user:password@example.org team:sales-data=slack://...'",
     "why": "Give the reason in at most 1000 characters",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
         encryption_key: keys of encrypted columns, the newest first, with commas between; None
             means that they are in the file.
         encryption_key_file: absolute path of that file; `<home>/encryption.keys` unless set.
+        alert_urls: whom to tell what is wrong: Apprise's URLs with spaces between, `owner=` before
+            one that is for the tables of an owner only; None tells nobody. Secret.
     """
 
     model_config = SettingsConfigDict(
@@ -104,6 +108,7 @@ class Settings(BaseSettings):
     why: str = Field(default="", max_length=1000)
     encryption_key: SecretStr | None = None
     encryption_key_file: Path | None = None
+    alert_urls: SecretStr | None = None
 
     @classmethod
     def load(cls) -> Self:

@@ -13,7 +13,9 @@
     retain.py     retain
     scan.py       scan
     subject.py    subject
+    alerts.py     alerts
     up.py         up
+    metrics.py    metrics
     demo.py       demo
     catalog.py    docs, contracts: what the tables are, without a database
     tools.py      generate, doctor
@@ -42,6 +44,7 @@ import typer
 from typer.exceptions import TyperException
 
 from metalayer.cli import (
+    alerts,
     ask,
     audit,
     build,
@@ -49,6 +52,7 @@ from metalayer.cli import (
     demo,
     erase,
     keys,
+    metrics,
     migrate,
     retain,
     roles,
@@ -70,6 +74,16 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         up.up,
         "Run the platform: web interface, sensors, runs.",
         ["up", "up --demo", "up --port 3001"],
+    ),
+    (
+        alerts.alerts,
+        "What is wrong just now; tell people by mail or chat.",
+        ["alerts", "alerts --test"],
+    ),
+    (
+        metrics.metrics,
+        "Serve metrics for Prometheus.",
+        ["metrics", "metrics --once", "metrics --port 9465"],
     ),
     (
         build.land,

@@ -22,12 +22,19 @@ def up(
         bool,
         typer.Option("--read-only", help="The web interface only shows: nobody can start a run."),
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            help="Port of the metrics for Prometheus: 9464, or a free one where that is taken.",
+        ),
+    ] = None,
 ) -> None:
     """Run the platform: web interface, sensors and runs, until Ctrl-C.
 
     Exports that land in the landing zone become tables by themselves. Starts the embedded
     PostgreSQL (or uses METALAYER_DATABASE_URL), Dagster's code server, webserver and daemon. Logs
-    are in METALAYER_HOME/logs.
+    are in METALAYER_HOME/logs, metrics for Prometheus at another port.
     """
     from metalayer.services.platform import Platform
     from metalayer.settings import Settings
@@ -47,10 +54,11 @@ def up(
     def ready() -> None:
         say(f"MetaLayer is up: {platform.address.url}", "bold")
         say(f"Exports that land in {settings.landing} become tables. Ctrl-C ends it all.")
+        say(f"Metrics for Prometheus: {platform.metrics.url}/metrics")
         say_next(
             ("land FILE...", "take in exports of your own"),
             ("status", "each table"),
         )
 
-    platform = Platform(settings, host, port, tell, read_only=read_only)
+    platform = Platform(settings, host, port, tell, read_only=read_only, metrics_port=metrics_port)
     platform.run(prepare, ready)

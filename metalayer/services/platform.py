@@ -1,6 +1,7 @@
 """The platform as one: PostgreSQL, code server, webserver and daemon, until somebody ends it.
 
     PostgreSQL --> the tables, and Dagster's --> code server --> webserver, daemon
+               --> metrics, alerts
 
 The code server loads while the tables are made, the other two once both are there. A process that
 dies is started again. Does not belong here: how one process is run (`child.py`), or what is said
@@ -29,6 +30,7 @@ from typing import Any
 
 from metalayer.dagster_home import dagster_environment
 from metalayer.errors import UsageError, WarehouseError
+from metalayer.operations import METRICS_PORT
 from metalayer.services.child import Child, end_all, wait_until
 from metalayer.services.editing import DefinitionFiles
 from metalayer.services.news import News
@@ -106,8 +108,8 @@ def _is_running(path: Path, settings: Settings) -> UsageError:
     )
 
 
-def free_address(host: str, port: int) -> Address:
-    """The address to listen at; port 0 takes a free one.
+def free_address(host: str, port: int, option: str = "--port") -> Address:
+    """The address to listen at; port 0 takes a free one, `option` is where another is chosen.
 
     Raises:
         UsageError: when the port is taken, or the host is none of this machine's.
@@ -122,7 +124,7 @@ def free_address(host: str, port: int) -> Address:
         except OSError as error:
             raise UsageError(
                 f"Nothing can listen at {host}, port {port}: {error.strerror}",
-                f"Choose another with `--port {port + 1}`, or end what uses it.",
+                f"Choose another with `{option} {port + 1}`, or end what uses it.",
             ) from None
         return Address(host, int(probe.getsockname()[1]))
 
@@ -135,13 +137,24 @@ class Platform:
         host, port: Where the web interface is to listen; port 0 takes a free one.
         tell: Told in a line what is going on.
         read_only: Whether the web interface only shows. Sensors and schedules work all the same.
+        metrics_port: Where Prometheus fetches metrics, as `port`; None takes the usual one, and a
+            free one where that is taken.
     """
 
     def __init__(
-        self, settings: Settings, host: str, port: int, tell: Tell, *, read_only: bool = False
+        self,
+        settings: Settings,
+        host: str,
+        port: int,
+        tell: Tell,
+        *,
+        read_only: bool = False,
+        metrics_port: int | None = None,
     ) -> None:
         self.settings = settings
         self.address = Address(host, port)
+        self.metrics = Address(host, METRICS_PORT)
+        self._metrics_port = metrics_port
         self._tell = tell
         self._read_only = read_only
         self._ending = False
@@ -163,6 +176,7 @@ class Platform:
             stack.enter_context(self._signals())
             listens = stack.enter_context(only_one(self.settings))
             self.address = free_address(self.address.host, self.address.port)
+            self.metrics = self._metrics_address()
             listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
             stack.callback(self._say_ended)
@@ -207,6 +221,15 @@ class Platform:
                 lambda: close_lost_runs(instance, launched=True),
             )
 
+    def _metrics_address(self) -> Address:
+        host = self.address.host
+        if self._metrics_port is not None:
+            return free_address(host, self._metrics_port, "--metrics-port")
+        try:
+            return free_address(host, METRICS_PORT)
+        except UsageError:
+            return free_address(host, 0)
+
     def _children(self, server: WarehouseServer, code: Path) -> dict[str, Child]:
         python = sys.executable
         logs = self.settings.home / "logs"
@@ -232,7 +255,13 @@ class Platform:
                 *("-m", "metalayer.services.daemon", "run", "--workspace", str(workspace)),
                 *("--log-level", "warning"),
             ],
+            "metrics": [
+                *("-m", "metalayer", "metrics"),
+                *("--host", self.metrics.host, "--port", str(self.metrics.port)),
+            ],
         }
+        if self.settings.alert_urls is not None:
+            commands["alerts"] = ["-m", "metalayer", "alerts", "--watch"]
         environment = {
             **os.environ,
             **dagster_environment(self.settings, server.dagster_url),

@@ -88,7 +88,8 @@ def read_existing(cursor: Any, layers: Iterable[str]) -> Existing:
             # An earlier release did not note these.
             "to_jsonb(t) ->> 'key_columns', to_jsonb(t) ->> 'open_columns', "
             "(to_jsonb(t) ->> 'due_day')::int, (to_jsonb(t) ->> 'due_hour')::int, "
-            "to_jsonb(t) ->> 'made_from', (to_jsonb(t) ->> 'has_personal')::boolean "
+            "to_jsonb(t) ->> 'made_from', (to_jsonb(t) ->> 'has_personal')::boolean, "
+            "to_jsonb(t) ->> 'source' "
             "from meta.tables as t order by position"
         )
         facts = cursor.fetchall()

@@ -23,7 +23,8 @@ create table if not exists meta.tables (
     due_day integer,
     due_hour integer,
     made_from text not null default '',
-    has_personal boolean not null default true
+    has_personal boolean not null default true,
+    source text
 );
 alter table meta.tables
     add column if not exists key_columns text not null default '',
@@ -31,10 +32,12 @@ alter table meta.tables
     add column if not exists due_day integer,
     add column if not exists due_hour integer,
     add column if not exists made_from text not null default '',
-    add column if not exists has_personal boolean not null default true;
+    add column if not exists has_personal boolean not null default true,
+    add column if not exists source text;
 comment on table meta.tables is 'Facts of each table from its contract, for those who ask the warehouse only';
 comment on column meta.tables.fresh_within is 'How old the newest publish may be';
 comment on column meta.tables.position is 'Upstream tables come before downstream ones';
+comment on column meta.tables.source is 'The landed files that a table is made from directly: system and export';
 comment on column meta.tables.key_columns is 'The columns that identify a row, with commas between';
 comment on column meta.tables.open_columns is 'The columns whose values are not personal, and may be shown';
 comment on column meta.tables.due_day is 'Day of the next month by which a month is to be there; none if it need not come';

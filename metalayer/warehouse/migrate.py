@@ -359,6 +359,7 @@ def _facts(
             ",".join(c.name for c in spec.columns if c.pii is None),
             *((spec.due.day, spec.due.hour) if spec.due else (None, None)),
             *(",".join(_made_from(spec.full_name, specs, selects)), is_personal(spec)),
+            spec.source.name if spec.source and spec.layer == "bronze" else None,
         )
         for position, spec in enumerate(specs)
     ]
@@ -374,7 +375,7 @@ def _facts(
             sql.SQL(
                 "insert into meta.tables (table_name, layer, description, owner, fresh_within, "
                 "position, key_columns, open_columns, due_day, due_hour, made_from, "
-                "has_personal) values\n    {}"
+                "has_personal, source) values\n    {}"
             ).format(values),
         ),
         ("Notes owner, freshness and order of the tables, for `status` and `query`.",),

@@ -91,6 +91,28 @@ def warehouse_server(
         )
 
 
+def standing_server(settings: Settings) -> WarehouseServer:
+    """Where the server is, whether or not it runs: nothing is started, and nothing made.
+
+    Raises:
+        WarehouseError: when the user's own server must be asked where Dagster's tables are, and
+            cannot be reached.
+    """
+    if settings.database_url is None:
+        cluster = Cluster(settings.pgdata)
+        return WarehouseServer(
+            _socket_url(cluster, WAREHOUSE_DATABASE), _socket_url(cluster, DAGSTER_DATABASE)
+        )
+    url = settings.database_url.get_secret_value()
+    given = os.environ.get("DAGSTER_PG_URL")
+    if given:
+        return WarehouseServer(url, given)
+    with _connected(url) as connection, connection.cursor() as cursor:
+        server, name = WarehouseServer(url, ""), _dagster_database(connection)
+        cursor.execute("select from pg_database where datname = %s", (name,))
+        return WarehouseServer(url, server.url(name) if cursor.rowcount else _dagster_schema(url))
+
+
 class _Sharing:
     """One command's part in the embedded server."""
 
@@ -250,16 +272,7 @@ def _own_server(url: str, *, for_dagster: bool) -> WarehouseServer:
     warehouse's database.
     """
     shown = without_password(url)
-    try:
-        connection = psycopg2.connect(url.replace(_DRIVER, "postgresql", 1), connect_timeout=10)
-    except psycopg2.Error as error:
-        raise WarehouseError(
-            f"PostgreSQL at {shown} cannot be reached: {_first_line(error)}",
-            tls_advice(error)
-            or "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
-        ) from None
-    with contextlib.closing(connection):
-        connection.autocommit = True
+    with _connected(url) as connection:
         version = connection.server_version // 10000
         if version < OLDEST_VERSION:
             raise WarehouseError(
@@ -269,7 +282,7 @@ def _own_server(url: str, *, for_dagster: bool) -> WarehouseServer:
         server = WarehouseServer(url, "")
         if not for_dagster:
             return server
-        name = f"{connection.info.dbname}_dagster"
+        name = _dagster_database(connection)
         try:
             _create_database(connection, name)
             return WarehouseServer(url, server.url(name))
@@ -282,8 +295,32 @@ def _own_server(url: str, *, for_dagster: bool) -> WarehouseServer:
                 ) from None
         with connection.cursor() as cursor:
             cursor.execute("create schema if not exists dagster")
-        separator = "&" if urlsplit(url).query else "?"
-        return WarehouseServer(url, f"{url}{separator}options=-csearch_path%3Ddagster")
+        return WarehouseServer(url, _dagster_schema(url))
+
+
+@contextlib.contextmanager
+def _connected(url: str) -> Iterator[Any]:
+    """A connection to the user's own server that commits each statement."""
+    try:
+        connection = psycopg2.connect(url.replace(_DRIVER, "postgresql", 1), connect_timeout=10)
+    except psycopg2.Error as error:
+        raise WarehouseError(
+            f"PostgreSQL at {without_password(url)} cannot be reached: {_first_line(error)}",
+            tls_advice(error)
+            or "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
+        ) from None
+    with contextlib.closing(connection):
+        connection.autocommit = True
+        yield connection
+
+
+def _dagster_database(connection: Any) -> str:
+    return f"{connection.info.dbname}_dagster"
+
+
+def _dagster_schema(url: str) -> str:
+    separator = "&" if urlsplit(url).query else "?"
+    return f"{url}{separator}options=-csearch_path%3Ddagster"
 
 
 def tls_advice(error: BaseException) -> str:

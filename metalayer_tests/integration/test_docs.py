@@ -33,7 +33,7 @@ _PAGES = sorted(
 )
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Words of `run` itself; every other is a command of metalayer.
-_OF_RUN = {"test", "check"}
+_OF_RUN = {"test", "check", "advisories"}
 
 # Asked inside the copy: what Dagster shows of a table, and what became of its checks.
 _INQUIRY = """
@@ -290,6 +290,14 @@ def test_the_page_on_versions(opened: Callable[[str], Page]) -> None:
     page.execute()
     assert page.compared == 4
     assert page.untouched() == before
+
+
+def test_the_page_on_operations(opened: Callable[[str], Page]) -> None:
+    page = opened("docs/operations.md")
+    shutil.copytree(PROJECT_ROOT / "data" / "sample", page.project / "data" / "sample")
+    page.process("-m", "metalayer", "demo")
+    page.execute()
+    assert len(page.ran) > 10
 
 
 def _added(page: Page) -> list[str]:

@@ -1,10 +1,15 @@
 """The files around the code hold together: compose, workspace, instance, locks, scripts."""
 
+import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from metalayer.operations import METRICS_PORT
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 
-SERVICES = {"postgres", "code", "webserver", "daemon", "viewer", "proxy"}
+SERVICES = {
+    *("postgres", "code", "webserver", "daemon", "viewer", "proxy"),
+    *("metrics", "prometheus", "grafana"),
+}
 
 
 def text(name: str) -> str:
@@ -58,9 +67,9 @@ def test_compose_opens_no_port_to_the_world_and_has_no_password() -> None:
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
     for service in compose["services"].values():
-        for name, value in service["environment"].items():
+        for name, value in service.get("environment", {}).items():
             if "PASSWORD" in name or name.endswith("_URL"):
-                assert "${POSTGRES_PASSWORD:?" in value, name
+                assert re.search(r"\$\{(POSTGRES|GRAFANA)_PASSWORD:\?", value), name
 
 
 def test_viewers_reach_a_read_only_webserver_and_only_by_the_proxy() -> None:
@@ -74,6 +83,34 @@ def test_viewers_reach_a_read_only_webserver_and_only_by_the_proxy() -> None:
     assert "basic_auth" in caddyfile
     assert "{$VIEWER_NAME} {$VIEWER_HASH}" in caddyfile
     assert "reverse_proxy viewer:3000" in caddyfile
+
+
+def test_prometheus_in_compose_is_the_one_of_the_page_but_for_where_metrics_are() -> None:
+    compose = parsed("docker-compose.yml")
+    inner = yaml.safe_load(compose["configs"]["prometheus"]["content"])
+    outer = parsed("monitoring/prometheus.yml")
+    (target,) = inner["scrape_configs"][0]["static_configs"][0].pop("targets")
+    (local,) = outer["scrape_configs"][0]["static_configs"][0].pop("targets")
+    assert inner == outer
+    assert target.split(":") == ["metrics", str(METRICS_PORT)]
+    assert local.split(":") == ["localhost", str(METRICS_PORT)]
+    assert "--port" not in compose["services"]["metrics"]["command"]
+
+
+def test_what_compose_mounts_is_there_and_where_grafana_looks() -> None:
+    compose = parsed("docker-compose.yml")
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("./monitoring"):
+                assert (PROJECT_ROOT / source).exists(), source
+    grafana = compose["services"]["grafana"]
+    provisioning = "monitoring/grafana/provisioning"
+    (provider,) = parsed(f"{provisioning}/dashboards/metalayer.yml")["providers"]
+    assert f"./monitoring/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
+    (source,) = parsed(f"{provisioning}/datasources/metalayer.yml")["datasources"]
+    address = grafana["environment"][source["url"].removeprefix("$")]
+    assert address == "http://prometheus:9090"
 
 
 def test_compose_gives_the_settings_that_metalayer_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +203,68 @@ def test_the_justfile_describes_every_target() -> None:
     targets = [i for i, line in enumerate(lines) if re.match(r"[a-z]+.*:$", line)]
     assert 6 <= len(targets) <= 10
     assert all(lines[i - 1].startswith("# ") for i in targets)
+
+
+@contextlib.contextmanager
+def advisories(known: dict[str, str]) -> Iterator[str]:
+    """Where OSV would be: package -> the advisory that it has."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]
+            found = {}
+            if asked["name"] in known:
+                ranges = [{"type": "ECOSYSTEM", "events": [{"fixed": "999.0"}]}]
+                found = {
+                    "vulns": [
+                        {
+                            "id": known[asked["name"]],
+                            "summary": "A flaw",
+                            "affected": [{"package": asked, "ranges": ranges}],
+                        }
+                    ]
+                }
+            body = json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1/query"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("known", "code"), [({}, 0), ({"polars": "PYSEC-0000-1"}, 1)])
+def test_locked_packages_with_advisories_fail_the_check(
+    tmp_path: Path, known: dict[str, str], code: int
+) -> None:
+    with advisories(known) as url:
+        said = ask_for_advisories(tmp_path, url)
+    assert said.returncode == code, said.stdout + said.stderr
+    assert ("PYSEC-0000-1, mended in 999.0" in said.stderr) == bool(known)
+    # All that is locked for this platform was asked about.
+    (asked,) = re.findall(r"^(\d+) dependencies", said.stderr, re.MULTILINE)
+    assert int(asked) > 0.9 * len(locked("requirements-dev.lock"))
+
+
+def test_nobody_to_ask_for_advisories_is_said_and_holds_up_nothing(tmp_path: Path) -> None:
+    said = ask_for_advisories(tmp_path, "http://127.0.0.1:1/v1/query")
+    assert said.returncode == 0
+    assert "Not asked for advisories: " in said.stderr
+
+
+def ask_for_advisories(cache: Path, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "run", "advisories"],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PIP_AUDIT_OSV_URL": url, "XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,39 @@
+"""The command `metrics`: what Prometheus fetches, served or printed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from metalayer.console import say
+from metalayer.operations import METRICS_PORT
+
+
+def metrics(
+    port: Annotated[
+        int, typer.Option("--port", help="Port to listen at; 0 takes a free one.")
+    ] = METRICS_PORT,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at. Nobody is asked who they are.")
+    ] = "127.0.0.1",
+    once: Annotated[bool, typer.Option("--once", help="Print them once, and end.")] = False,
+) -> None:
+    """Serve metrics for Prometheus until Ctrl-C: runs, rows, quarantine, freshness, disks.
+
+    They are measured when they are asked for. `up` serves them as well. Starts no PostgreSQL:
+    where none answers, the metrics say so.
+    """
+    from metalayer.operations.exporter import exporter, exposition
+    from metalayer.settings import Settings
+
+    settings = Settings.load()
+    if once:
+        sys.stdout.write(exposition(settings))
+        return
+    with exporter(settings, host, port) as taken, contextlib.suppress(KeyboardInterrupt):
+        say(f"Metrics for Prometheus: http://{host}:{taken}/metrics. Ctrl-C ends it.")
+        threading.Event().wait()

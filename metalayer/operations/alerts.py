@@ -1,0 +1,304 @@
+"""Who is told what is wrong, once, and that it is well again.
+
+    conditions.py: what is wrong --> what is new, what is over --> messages --> Apprise
+
+What was told to whom is kept in a file of the home, so that PostgreSQL need not answer for it, and
+a process that is started again repeats nothing. An address that takes no message is tried again at
+the next look; the others are not told twice.
+
+    METALAYER_ALERT_URLS="mailtos://... team:sales-data=slack://..."
+
+An address without an owner is told everything; one with an owner what concerns tables of theirs.
+
+Does not belong here: what is wrong (`conditions.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from metalayer.errors import ConfigurationError, UsageError
+from metalayer.operations.conditions import Condition, Findings, find
+from metalayer.settings import Settings
+from metalayer.warehouse.server import open_lock
+from metalayer.whole_files import write_over
+from metalayer.wording import counted, named
+
+_FILE = "alerts.json"
+#: More news than this for one address at one look come in one message.
+_MOST_MESSAGES = 3
+_MOST_AFFECTED = 8
+_OWNED = re.compile(r"([\w.@:-]+)=(?=[\w+.-]+://)")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Somebody to be told.
+
+    Attributes:
+        url: Apprise's; it may hold a password.
+        owner: Whose tables it is told about; None: everything.
+        shown: The same without its secrets.
+    """
+
+    url: str = field(repr=False)
+    owner: str | None
+    shown: str
+
+    @property
+    def id(self) -> str:
+        """What stands for it in the file of what was told."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
+    def wants(self, condition: Condition) -> bool:
+        """Whether it is told about a condition."""
+        return self.owner is None or self.owner == condition.owner
+
+    def send(self, message: Message) -> bool:
+        """Send a message; whether it was taken."""
+        import apprise
+
+        sender = apprise.Apprise()
+        sender.add(self.url)
+        kind = {
+            "critical": apprise.NotifyType.FAILURE,
+            "warning": apprise.NotifyType.WARNING,
+            "well": apprise.NotifyType.SUCCESS,
+        }[message.mood]
+        with _quiet():
+            return bool(
+                sender.notify(
+                    body=message.body,
+                    title=message.title,
+                    notify_type=kind,
+                    body_format=apprise.NotifyFormat.TEXT,
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Message:
+    """What an address gets.
+
+    Attributes:
+        mood: "critical", "warning" or "well".
+    """
+
+    title: str
+    body: str
+    mood: str
+
+
+@dataclass
+class _Told:
+    """What is remembered of a condition: when it was first seen, and who knows."""
+
+    title: str
+    seen_at: str
+    owner: str | None
+    told: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of one look.
+
+    Attributes:
+        wrong: What is wrong just now.
+        sent: Messages that were taken, by the address as it is shown.
+        refused: Addresses that took none.
+    """
+
+    wrong: tuple[Condition, ...]
+    sent: tuple[tuple[str, Message], ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+def addresses(settings: Settings) -> list[Address]:
+    """Everybody in METALAYER_ALERT_URLS.
+
+    Raises:
+        ConfigurationError: for one that Apprise does not know, which is not named in full: it may
+            hold a password.
+    """
+    if settings.alert_urls is None:
+        return []
+    import apprise
+
+    found = []
+    for number, entry in enumerate(settings.alert_urls.get_secret_value().split(), 1):
+        owned = _OWNED.match(entry)
+        owner, url = (owned[1], entry[owned.end() :]) if owned else (None, entry)
+        with _quiet():
+            known = apprise.Apprise.instantiate(url, suppress_exceptions=True)
+        if known is None:
+            scheme = url.partition("://")[0] if "://" in url else "***"
+            raise ConfigurationError(
+                f"METALAYER_ALERT_URLS: address {number} ({scheme}://...) is none of Apprise's",
+                "Write it as its documentation has it, for example "
+                "mailtos://user:password@example.org or slack://...",
+            )
+        shown = str(known.url(privacy=True))  # type: ignore[no-untyped-call]
+        found.append(Address(url, owner, shown))
+    return found
+
+
+def look(settings: Settings, now: datetime | None = None) -> Round:
+    """Look once, and tell whoever has not been told what is new or over.
+
+    Raises:
+        UsageError: when another process of this home is at it.
+        ConfigurationError: when an address cannot be read.
+    """
+    now = now or datetime.now(UTC)
+    to = addresses(settings)
+    with _alone(settings):
+        findings = find(settings, now)
+        path = settings.home / _FILE
+        told = _read(path)
+        done = _tell(findings, told, to, now)
+        write_over(path, json.dumps({k: asdict(t) for k, t in told.items()}, indent=1).encode())
+    return done
+
+
+def _tell(
+    findings: Findings, told: dict[str, _Told], to: Sequence[Address], now: datetime
+) -> Round:
+    """Send what is to be sent, and note in `told` who knows what."""
+    wrong = {condition.key: condition for condition in findings.conditions}
+    for condition in wrong.values():
+        told.setdefault(condition.key, _Told(condition.title, now.isoformat(), condition.owner))
+    over = {
+        key: known
+        for key, known in told.items()
+        if key not in wrong and key.partition(" ")[0] not in findings.unknown
+    }
+    sent: list[tuple[str, Message]] = []
+    refused: list[str] = []
+    for address in to:
+        new = [
+            condition
+            for key, condition in wrong.items()
+            if address.wants(condition)
+            and address.id not in told[key].told
+            and now - datetime.fromisoformat(told[key].seen_at)
+            >= timedelta(seconds=condition.settles_seconds)
+        ]
+        well = [key for key, known in over.items() if address.id in known.told]
+        news: list[_News] = [
+            *((_wrong(c, told[c.key]), partial(told[c.key].told.append, address.id)) for c in new),
+            *((_well(over[key], now), partial(over[key].told.remove, address.id)) for key in well),
+        ]
+        if len(news) > _MOST_MESSAGES:
+            news = [_digest(news)]
+        for message, note in news:
+            if address.send(message):
+                sent.append((address.shown, message))
+                note()
+            else:
+                refused.append(address.shown)
+                break
+    for key, known in over.items():
+        # Whoever is no longer in the settings need not be told that it is well.
+        if not set(known.told) & {address.id for address in to}:
+            del told[key]
+    return Round(tuple(wrong.values()), tuple(sent), tuple(refused))
+
+
+_News = tuple[Message, Callable[[], Any]]
+
+
+def _wrong(condition: Condition, known: _Told) -> Message:
+    since = min(condition.since, datetime.fromisoformat(known.seen_at)).astimezone(UTC)
+    lines = [condition.what, "", f"Since: {since:%Y-%m-%d %H:%M} UTC"]
+    if condition.owner:
+        lines.append(f"Owner: {condition.owner}")
+    if condition.affects:
+        lines.append(f"Affects: {named(condition.affects, _MOST_AFFECTED)}")
+    lines.append(f"Next: {condition.next_step}")
+    return Message(f"[MetaLayer] {condition.title}", "\n".join(lines), condition.severity)
+
+
+def _well(known: _Told, now: datetime) -> Message:
+    lasted = now - datetime.fromisoformat(known.seen_at)
+    minutes = max(1, round(lasted.total_seconds() / 60))
+    shown = counted(minutes, "minute") if minutes < 120 else counted(round(minutes / 60), "hour")
+    return Message(
+        f"[MetaLayer] Well again: {known.title}", f"It was seen for {shown}.", mood="well"
+    )
+
+
+def _digest(news: Sequence[_News]) -> _News:
+    """One message for many, and what notes that they were all told."""
+    messages = [message for message, _ in news]
+    wrong = [m for m in messages if m.mood != "well"]
+    title = f"[MetaLayer] {counted(len(wrong), 'thing')} wrong"
+    if len(wrong) < len(messages):
+        title += f", {len(messages) - len(wrong):,} well again"
+    body = "\n\n".join(
+        f"{m.title.removeprefix('[MetaLayer] ')}\n{_indented(m.body)}" for m in messages
+    )
+    moods = {m.mood for m in messages}
+    mood = next(m for m in ("critical", "warning", "well") if m in moods)
+
+    def note() -> None:
+        for _, each in news:
+            each()
+
+    return Message(title, body, mood), note
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines() if line)
+
+
+def _read(path: Path) -> dict[str, _Told]:
+    """What was told; nothing where the file cannot be read: then it is told once more."""
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _Told(**known) for key, known in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        logging.getLogger(__name__).warning("%s cannot be read and is begun anew", path)
+        return {}
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    handle = open_lock(settings, "alerts.lock")
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"Another process tells about METALAYER_HOME={settings.home} just now",
+                "`up` does so by itself; try again in a moment.",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Apprise's own log would name addresses with their secrets."""
+    logger = logging.getLogger("apprise")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -1,0 +1,40 @@
+"""Connections for those who only look: they write nothing, and give up what takes long.
+
+Does not belong here: what is asked on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+
+from metalayer.inspection import libpq_url
+from metalayer.warehouse.server import SESSION
+
+_CONNECT_SECONDS = 5
+#: A question that takes longer is given up: what watches must not be what weighs.
+_PATIENCE_MS = 10_000
+
+
+@contextlib.contextmanager
+def looking(url: str, name: str) -> Iterator[Any]:
+    """A connection for as long as the block lasts; each statement is a transaction of its own.
+
+    Args:
+        url: SQLAlchemy's.
+        name: Who looks, as it stands in `pg_stat_activity`.
+    """
+    connection = psycopg2.connect(
+        libpq_url(url), application_name=f"metalayer {name}", connect_timeout=_CONNECT_SECONDS
+    )
+    with contextlib.closing(connection):
+        connection.set_session(readonly=True, autocommit=True)
+        with connection.cursor() as cursor:
+            cursor.execute(SESSION)
+            cursor.execute(
+                "select set_config('statement_timeout', %s, false)", (str(_PATIENCE_MS),)
+            )
+        yield connection

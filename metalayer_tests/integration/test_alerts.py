@@ -1,0 +1,291 @@
+"""Alerts: what is wrong is found and told once for each cause, to a webhook and by mail."""
+
+from __future__ import annotations
+
+import email
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from metalayer.errors import ConfigurationError, UsageError
+from metalayer.operations.alerts import Round, addresses, look
+from metalayer.operations.conditions import Condition, find
+from metalayer.settings import Settings
+from metalayer.warehouse.server import open_lock
+from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS, customer, order
+from metalayer_tests.integration.webhook import Webhook, listening
+from metalayer_tests.story import Platform
+
+#: A moment at which no month of 2025 is due yet.
+NOW = datetime(2025, 1, 20, tzinfo=UTC)
+LATER = datetime(2025, 2, 20, tzinfo=UTC)
+BAD = "".join(order(n, "2025-01-05", quantity=-1) for n in range(100))
+
+
+@pytest.fixture
+def hook() -> Iterator[Webhook]:
+    with listening() as found:
+        yield found
+
+
+@pytest.fixture
+def other_hook() -> Iterator[Webhook]:
+    with listening() as found:
+        yield found
+
+
+def told(platform: Platform, urls: str, now: datetime = NOW) -> Round:
+    """Look once, with these addresses."""
+    settings = platform.warehouse.settings.model_copy(update={"alert_urls": SecretStr(urls)})
+    return look(settings, now)
+
+
+def found(platform: Platform, now: datetime = NOW) -> dict[str, Condition]:
+    """What is wrong, by key."""
+    return {c.key: c for c in find(platform.warehouse.settings, now).conditions}
+
+
+@pytest.fixture
+def landed(platform: Platform) -> Platform:
+    platform.land("crm/customers_2025-01.csv", CUSTOMERS + customer(1, "2025-01-05"))
+    platform.land("erp/orders_2025-01.csv", ORDERS + order(1, "2025-01-05"))
+    assert platform.build().succeeded
+    return platform
+
+
+def test_nothing_is_wrong_where_nothing_is(landed: Platform, hook: Webhook) -> None:
+    assert found(landed) == {}
+    assert told(landed, hook.url).sent == ()
+    assert hook.got == []
+
+
+def test_a_warehouse_that_was_never_built_is_not_wrong(platform: Platform) -> None:
+    assert found(platform) == {}
+
+
+def test_a_refused_file_is_told_once_and_when_it_is_well_again(
+    landed: Platform, hook: Webhook
+) -> None:
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    for _ in range(3):
+        told(landed, hook.url)
+    assert hook.titles == ["erp/orders_2025-02.csv was refused"]
+    (message,) = hook.got
+    assert message["type"] == "warning"
+    for words in (
+        "customer_id",  # what it lacks
+        "Owner: team:sales-data",
+        "Affects: silver.orders, ",
+        "gold.fact_orders",
+        "Next: Have it exported again",
+        "Since: ",
+    ):
+        assert words in message["message"]
+    landed.land("erp/orders_2025-02.csv", ORDERS + order(9, "2025-02-05"))
+    landed.build()
+    told(landed, hook.url, NOW + timedelta(minutes=42))
+    told(landed, hook.url, NOW + timedelta(minutes=43))
+    assert hook.titles[1:] == ["Well again: erp/orders_2025-02.csv was refused"]
+    assert hook.got[1]["message"] == "It was seen for 42 minutes."
+    assert hook.got[1]["type"] == "success"
+
+
+def test_a_refused_file_that_is_taken_away_is_well(landed: Platform) -> None:
+    path = landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    assert list(found(landed)) == ["delivery_rejected erp/orders_2025-02.csv"]
+    path.unlink()
+    assert found(landed) == {}
+
+
+def test_a_month_that_fails_is_one_cause_however_many_tables_lack_it(landed: Platform) -> None:
+    landed.land("erp/orders_2025-02.csv", ORDERS + BAD.replace("2025-01", "2025-02"))
+    assert not landed.build().succeeded
+    wrong = found(landed, LATER + timedelta(days=30))
+    assert "month_failed silver.orders" in wrong
+    failed = wrong["month_failed silver.orders"]
+    assert failed.title == "1 month of silver.orders broke the contract"
+    assert "2025-02" in failed.what
+    assert {"gold.fact_orders", "gold.customer_360"} <= set(failed.affects)
+    assert "silver.orders" not in failed.affects
+    # The others wait for it, and for sources that are late: nothing else is wrong with them.
+    assert not [key for key in wrong if key.startswith("month_missing gold.")]
+    assert not [key for key in wrong if key.startswith("month_missing silver.")]
+
+
+def test_a_source_that_is_late_explains_what_is_behind_it(landed: Platform) -> None:
+    wrong = found(landed, LATER + timedelta(days=30))
+    late = wrong["month_missing bronze.orders"]
+    assert late.title == "bronze.orders lacks 2025-02"
+    assert {"silver.orders", "gold.fact_orders"} <= set(late.affects)
+    assert all(key.startswith("month_missing bronze.") for key in wrong)
+
+
+def test_a_month_that_did_not_come_for_a_refused_file_is_told_with_the_file(
+    landed: Platform,
+) -> None:
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    wrong = found(landed, LATER + timedelta(days=30))
+    assert "delivery_rejected erp/orders_2025-02.csv" in wrong
+    assert "month_missing bronze.orders" not in wrong
+    assert "month_missing bronze.customers" in wrong
+
+
+def test_owners_are_told_about_their_tables_and_others_about_everything(
+    landed: Platform, hook: Webhook, other_hook: Webhook
+) -> None:
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.land("crm/customers_2025-02.csv", "customer_id\n9\n")
+    landed.build()
+    told(landed, f"{hook.url} team:sales-data={other_hook.url}")
+    assert len(hook.got) == 2
+    assert other_hook.titles == ["erp/orders_2025-02.csv was refused"]
+
+
+def test_a_storm_is_one_message(landed: Platform, hook: Webhook) -> None:
+    for month in range(2, 8):
+        landed.land(f"erp/orders_2025-{month:02}.csv", "order_id\n9\n")
+    landed.build()
+    told(landed, hook.url)
+    assert hook.titles == ["6 things wrong"]
+    assert all(f"orders_2025-{m:02}.csv was refused" in hook.got[0]["message"] for m in range(2, 8))
+    for month in range(2, 8):
+        (landed.landing / f"erp/orders_2025-{month:02}.csv").unlink()
+    told(landed, hook.url)
+    told(landed, hook.url)
+    assert hook.titles[1:] == ["0 things wrong, 6 well again"]
+
+
+def test_an_address_that_takes_nothing_is_tried_again_and_the_others_are_told_once(
+    landed: Platform, hook: Webhook, other_hook: Webhook
+) -> None:
+    other_hook.status = 503
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    both = f"{hook.url} {other_hook.url}"
+    assert len(told(landed, both).refused) == 1
+    assert len(told(landed, both).refused) == 1
+    other_hook.status = 200
+    assert told(landed, both).refused == ()
+    assert hook.titles == other_hook.titles == ["erp/orders_2025-02.csv was refused"]
+
+
+def test_a_server_that_is_gone_is_told_after_a_minute_and_nothing_passes_for_well(
+    landed: Platform, hook: Webhook
+) -> None:
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    told(landed, hook.url)
+    settings = landed.warehouse.settings.model_copy(
+        update={
+            "alert_urls": SecretStr(hook.url),
+            "database_url": SecretStr("postgresql+psycopg2://postgres@127.0.0.1:1/none"),
+        }
+    )
+    for seconds in (0, 30, 70, 100):
+        look(settings, NOW + timedelta(seconds=seconds))
+    assert hook.titles[1:] == ["PostgreSQL does not answer"]
+    assert hook.got[1]["type"] == "failure"
+    told(landed, hook.url, NOW + timedelta(minutes=5))
+    assert hook.titles[2:] == ["Well again: PostgreSQL does not answer"]
+
+
+def test_what_was_told_is_kept_without_addresses_and_begun_anew_if_unreadable(
+    landed: Platform, hook: Webhook
+) -> None:
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    told(landed, hook.url)
+    kept = landed.warehouse.settings.home / "alerts.json"
+    assert str(hook.port) not in kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_text("{")
+    told(landed, hook.url)
+    assert len(hook.got) == 2
+
+
+def test_two_at_once_do_not_tell_twice(landed: Platform, hook: Webhook) -> None:
+    handle = open_lock(landed.warehouse.settings, "alerts.lock")
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UsageError, match="Another process tells"):
+            told(landed, hook.url)
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("url", ["nosuch://user:geheim@example.org", "geheim", "mailto://"])
+def test_an_address_that_is_none_is_refused_without_its_secrets(tmp_path: Path, url: str) -> None:
+    settings = Settings(_env_file=None, home=tmp_path, alert_urls=SecretStr(f"json://x {url}"))
+    with pytest.raises(ConfigurationError, match="address 2 ") as refused:
+        addresses(settings)
+    assert "geheim" not in str(refused.value)
+
+
+def test_addresses_are_shown_without_their_secrets(tmp_path: Path) -> None:
+    urls = "json://user:geheim@localhost team:sales-data=json://other:geheim@localhost/a=b://c"
+    settings = Settings(_env_file=None, home=tmp_path, alert_urls=SecretStr(urls))
+    first, second = addresses(settings)
+    assert first.owner is None
+    assert second.owner == "team:sales-data"
+    assert second.url == "json://other:geheim@localhost/a=b://c"
+    assert "geheim" not in f"{first}{second}{first.shown}{second.shown}{settings!r}"
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Iterator[tuple[int, Callable[[], list[Any]]]]:
+    """A real SMTP server, and the mails it took."""
+    program = shutil.which("aiosmtpd")
+    if program is None:
+        pytest.fail("There is no aiosmtpd. Install it: apt-get install -y python3-aiosmtpd")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    box = tmp_path / "mail"
+    process = subprocess.Popen(
+        [program, "-n", "-l", f"127.0.0.1:{port}", "-c", "aiosmtpd.handlers.Mailbox", str(box)]
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield (
+            port,
+            lambda: [email.message_from_bytes(p.read_bytes()) for p in (box / "new").iterdir()],
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_mail_reaches_its_reader(
+    landed: Platform, mail: tuple[int, Callable[[], list[Any]]]
+) -> None:
+    port, taken = mail
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    url = f"mailto://127.0.0.1:{port}?from=metalayer@example.org&to=ana@example.org&mode=insecure"
+    assert told(landed, url).refused == ()
+    (message,) = taken()
+    assert message["Subject"] == "[MetaLayer] erp/orders_2025-02.csv was refused"
+    assert "ana@example.org" in message["To"]
+    parts = [p for p in message.walk() if not p.is_multipart()]
+    text = "".join(p.get_payload(decode=True).decode() for p in parts)
+    assert "Next: Have it exported again" in text
