@@ -20,7 +20,7 @@ from psycopg2 import sql
 
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.history import holding, known_table, no_such_month
-from metalayer.warehouse.leaves import LEAVES, columns_of, has_key
+from metalayer.warehouse.leaves import LEAVES, columns_of, has_key, is_mask_name
 
 MASK = "***"
 # Where a row came from is not what it says; it may say the same in another delivery.
@@ -188,7 +188,11 @@ def _pair(
                 f"{', '.join(key)}, so its rows cannot be told apart by it",
                 "Compare the versions with a query of your own: `metalayer query --as-of`.",
             )
-    columns = columns_of(cursor, [before, after])
+    columns = {
+        # Masks follow from the values beside them.
+        leaf: {name: kind for name, kind in held.items() if not is_mask_name(name)}
+        for leaf, held in columns_of(cursor, [before, after]).items()
+    }
     return _Pair(
         table,
         month,

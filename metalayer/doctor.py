@@ -81,7 +81,19 @@ def examine(progress: Callable[[str], None] | None = None) -> Diagnosis:
     else:
         checks, found.database_url = _postgresql(settings, progress)
         found.checks += checks
+    if settings.alert_urls is not None:
+        found.checks.append(_alerts(settings))
     return found
+
+
+def _alerts(settings: Settings) -> Check:
+    """Whether the addresses of alerts can be read. Nothing is sent."""
+    from metalayer.operations.alerts import addresses
+
+    try:
+        return Check("alerts", True, f"{len(addresses(settings)):,} to be told")
+    except ConfigurationError as error:
+        return Check("alerts", False, error.message, error.next_step)
 
 
 def _python() -> Check:

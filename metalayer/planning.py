@@ -22,7 +22,8 @@ from metalayer.jobs import CALENDAR, calendar_span, month_ranges, months_between
 from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
-from metalayer.warehouse.build import TableJob, is_settled, is_stale
+from metalayer.warehouse.build import TableJob, is_settled, is_stale, to_be_checked
+from metalayer.warehouse.failures import load_failures
 from metalayer.warehouse.migrate import install, is_installed
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
@@ -326,6 +327,33 @@ def _deliveries(
         else:
             text = f"other rows of {file} count now"
         yield Reason("delivery", text, file)
+
+
+def forget_mended(cursor: Any, settings: Settings, state: State) -> None:
+    """Let go of failures of what is up to date now, so that nobody takes them for standing ones."""
+    failures, specs = load_failures(cursor), catalog().specs
+    mended = [
+        (table, month)
+        for table, month in failures.months
+        if table not in specs or not is_stale(table_job(table, settings), state, month)
+    ]
+    if mended:
+        cursor.execute(
+            "delete from meta.failed_months as f using unnest(%s, %s::date[]) as m (name, month) "
+            "where f.table_name = m.name and f.month = m.month",
+            ([table for table, _ in mended], [month for _, month in mended]),
+        )
+    passed = [
+        table
+        for table in failures.checks
+        if table not in specs
+        or (
+            not to_be_checked(job := table_job(table, settings), state)
+            and not any(is_stale(job, state, m) for m in state.published.get(table, {}))
+        )
+    ]
+    if passed:
+        cursor.execute("delete from meta.failed_checks where table_name = any(%s)", (passed,))
 
 
 def preview(

@@ -29,7 +29,7 @@ from metalayer.dagster_home import dagster_environment
 from metalayer.errors import BuildError
 from metalayer.jobs import months_between, table_job
 from metalayer.outages import lost_connection
-from metalayer.planning import Plan, plan, runs_of, without
+from metalayer.planning import Plan, forget_mended, plan, runs_of, without
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import seal
 from metalayer.warehouse.build import MonthResult, build_months, is_stale
@@ -137,7 +137,9 @@ def current_plan(
 ) -> Plan:
     """What a build of `selected` (None: all tables) would do now."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        return plan(load_state(cursor), warehouse.settings, selected, months, force=force)
+        state = load_state(cursor)
+        forget_mended(cursor, warehouse.settings, state)
+        return plan(state, warehouse.settings, selected, months, force=force)
 
 
 def build(

@@ -39,7 +39,7 @@ from metalayer.assets.resources import Warehouse, standing_warehouse
 from metalayer.automation.retries import Asked
 from metalayer.catalog import catalog
 from metalayer.jobs import months_between, table_job
-from metalayer.planning import Plan, months_behind, plan, without
+from metalayer.planning import Plan, forget_mended, months_behind, plan, without
 from metalayer.warehouse.build import to_be_checked
 from metalayer.warehouse.failures import Failures, load_failures, made_from, versions_asked
 from metalayer.warehouse.pool import transaction
@@ -72,7 +72,9 @@ class Outlook:
 def outlook(warehouse: Warehouse) -> Outlook:
     """Look at what is out of date now."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
-        state, failures = load_state(cursor), load_failures(cursor)
+        state = load_state(cursor)
+        forget_mended(cursor, warehouse.settings, state)
+        failures = load_failures(cursor)
     planned = plan(state, warehouse.settings)
     fingerprints = _fingerprints(warehouse, state, planned)
     given_up: set[tuple[str, date]] = set()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from metalayer.console import say, say_next, shown, stdout
+from metalayer.cli.ask import say_nothing_yet
+from metalayer.console import say, say_next, shown, stdout, working
+from metalayer.errors import UsageError
+from metalayer.wording import named
 
 if TYPE_CHECKING:
     from metalayer.operations.alerts import Round
     from metalayer.settings import Settings
 
 _SECONDS = 30
+_MOST_AFFECTED = 6
 
 
 def alerts(
@@ -28,6 +36,7 @@ def alerts(
     test: Annotated[
         bool, typer.Option("--test", help="Send a message to every address, to try them.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is wrong: files refused, months failed or missing, runs failed, disks full.
 
@@ -37,35 +46,69 @@ def alerts(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    if send + watch + test + as_json > 1:
+        raise UsageError("--send, --watch, --test and --json each go alone", "Choose one of them.")
     if test:
         _try(settings)
         return
     if not (send or watch):
-        _show(settings)
+        with _standing(settings) as is_there:
+            _show(settings, is_there=is_there, as_json=as_json)
         return
-    from metalayer.operations.alerts import addresses, look
+    from metalayer.operations.alerts import Teller
 
-    if not addresses(settings):
+    if settings.alert_urls is None:
         _nobody()
         return
-    _tell_of(look(settings))
+    teller = Teller(settings)
+    if not watch:
+        with _standing(settings) as is_there:
+            if is_there:
+                _tell_of(teller.look())
+        return
     with contextlib.suppress(KeyboardInterrupt):
-        while watch:
+        while True:
+            try:
+                _tell_of(teller.look())
+            except Exception as error:  # whatever it is, the next look is wanted
+                say(f"could not look: {type(error).__name__}: {error}", "yellow")
             time.sleep(_SECONDS)
-            _tell_of(look(settings))
 
 
-def _show(settings: Settings) -> None:
+@contextlib.contextmanager
+def _standing(settings: Settings) -> Iterator[bool]:
+    """The embedded server, started as for other commands; whether there is one to look at."""
+    from metalayer.warehouse.server import warehouse_server
+
+    if settings.database_url is not None:
+        yield True
+    elif (settings.pgdata / "PG_VERSION").exists():
+        with working("Starting PostgreSQL") as tell, warehouse_server(settings, tell):
+            yield True
+    else:
+        yield False
+
+
+def _show(settings: Settings, *, is_there: bool, as_json: bool) -> None:
     from metalayer.operations.conditions import find
 
-    found = find(settings).conditions
+    found = find(settings).conditions if is_there else ()
+    if as_json:
+        told = [{**asdict(c), "about": sorted(c.about)} for c in found]
+        sys.stdout.write(json.dumps(told, indent=2, default=str) + "\n")
+        return
+    if not is_there:
+        say_nothing_yet(settings)
+        return
     for condition in found:
         style = "red" if condition.severity == "critical" else "yellow"
         out = stdout()
         out.print(Text.assemble(("✗ ", style), shown(condition.title)), soft_wrap=True)
         out.print(Text(f"  {shown(condition.what)}"), soft_wrap=True)
         if condition.affects:
-            out.print(Text(f"  affects: {', '.join(condition.affects)}"), soft_wrap=True)
+            out.print(
+                Text(f"  affects: {named(condition.affects, _MOST_AFFECTED)}"), soft_wrap=True
+            )
         out.print(Text(f"  next: {shown(condition.next_step)}", style="dim"), soft_wrap=True)
     if not found:
         say("Nothing is wrong.")
@@ -91,7 +134,7 @@ def _try(settings: Settings) -> None:
             failed.append(address.shown)
     if failed:
         raise ConfigurationError(
-            f"No message was taken by {', '.join(failed)}",
+            f"{', '.join(failed)} took no message",
             "Look whether address, password and network are right.",
         )
 

@@ -35,5 +35,6 @@ def metrics(
         sys.stdout.write(exposition(settings))
         return
     with exporter(settings, host, port) as taken, contextlib.suppress(KeyboardInterrupt):
-        say(f"Metrics for Prometheus: http://{host}:{taken}/metrics. Ctrl-C ends it.")
+        shown = f"[{host}]" if ":" in host else host
+        say(f"Metrics for Prometheus: http://{shown}:{taken}/metrics. Ctrl-C ends it.")
         threading.Event().wait()

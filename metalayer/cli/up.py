@@ -40,6 +40,12 @@ def up(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    told = 0
+    if settings.alert_urls is not None:
+        from metalayer.operations.alerts import addresses
+
+        # One that is none is refused before anything starts.
+        told = len(addresses(settings))
     say(f"The warehouse: PostgreSQL {settings.database_shown}")
 
     def tell(line: str) -> None:
@@ -55,6 +61,8 @@ def up(
         say(f"MetaLayer is up: {platform.address.url}", "bold")
         say(f"Exports that land in {settings.landing} become tables. Ctrl-C ends it all.")
         say(f"Metrics for Prometheus: {platform.metrics.url}/metrics")
+        if told:
+            say(f"What is wrong is told to {told:,} {'address' if told == 1 else 'addresses'}.")
         say_next(
             ("land FILE...", "take in exports of your own"),
             ("status", "each table"),

@@ -17,8 +17,8 @@ Pii = Literal["name", "email", "phone", "address", "birth_date", "national_id", 
 #: From what anybody may see to what few may.
 Sensitivity = Literal["public", "internal", "confidential", "restricted"]
 
-#: The number of everybody who was erased; no source gives one below zero.
-ANONYMOUS = "-1"
+#: The number of everybody who was erased: the smallest there is, which no export gives to somebody.
+ANONYMOUS = str(-(2**63))
 
 _KINDS: tuple[str, ...] = get_args(Pii)
 _PERSON = re.compile(r"[a-z][a-z0-9_]*")

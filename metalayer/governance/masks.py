@@ -103,7 +103,14 @@ def is_stored(spec: TableSpec, column: ColumnSpec) -> bool:
     when it is sealed with another key.
     """
     lasts = column.sealed_type is None or column.pii in _SEALED
-    return spec.layer in _STORED_IN and bool(column.pii) and column.derived is None and lasts
+    says_something = column.type in ("text", "jsonb") or column.pii in _DAYS
+    return (
+        spec.layer in _STORED_IN
+        and bool(column.pii)
+        and column.derived is None
+        and lasts
+        and says_something
+    )
 
 
 def mask(column: ColumnSpec, value: sql.Composable) -> sql.Composable:

@@ -38,6 +38,7 @@ from metalayer.landing.records import open_with_grammar
 from metalayer.landing.seal import anew_sql, let_seal
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record
+from metalayer.warehouse.ddl import is_mask_of
 from metalayer.warehouse.evolve import evolved_columns, with_evolved
 from metalayer.warehouse.keys import (
     CURRENT,
@@ -48,7 +49,7 @@ from metalayer.warehouse.keys import (
     key_of,
     key_states,
 )
-from metalayer.warehouse.leaves import LEAVES, columns_of, some_values
+from metalayer.warehouse.leaves import LEAVES, columns_of, is_mask_name, some_values
 from metalayer.warehouse.locks import unlock_all
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.stage import Stage
@@ -236,7 +237,8 @@ def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, 
     if cursor.fetchone() == (False,):
         return is_changed
     cursor.execute("analyze anew")
-    cursor.execute(_update(table, columns))
+    masks = [name for name in there if is_mask_name(name)]
+    cursor.execute(_update(table, columns, masks))
     return True
 
 
@@ -280,16 +282,31 @@ def _seal_extra(
     return bool(changed)
 
 
-def _update(table: sql.Identifier, columns: Sequence[ColumnSpec]) -> sql.Composable:
-    """One pass over the rows, for all of their encrypted columns."""
+def _update(
+    table: sql.Identifier, columns: Sequence[ColumnSpec], masks: Sequence[str]
+) -> sql.Composable:
+    """One pass over the rows, for all of their encrypted columns.
+
+    Stored masks of these are emptied, and so computed on reading: those of a hint would be as they
+    are, that of a ciphertext would not.
+    """
     numbered = [(sql.Identifier(f"a{n}"), c) for n, c in enumerate(columns)]
     return sql.SQL(
         "update {t} as t set {values} from {t} as s {joins} where s.ctid = t.ctid and ({any})"
     ).format(
         t=table,
         values=sql.SQL(", ").join(
-            sql.SQL("{c} = coalesce({a}.new, s.{c})").format(c=sql.Identifier(c.name), a=a)
-            for a, c in numbered
+            [
+                *(
+                    sql.SQL("{c} = coalesce({a}.new, s.{c})").format(c=sql.Identifier(c.name), a=a)
+                    for a, c in numbered
+                ),
+                *(
+                    sql.SQL("{} = null").format(sql.Identifier(name))
+                    for name in masks
+                    if any(is_mask_of(name, c) and c.sealed_type is None for c in columns)
+                ),
+            ]
         ),
         joins=sql.SQL(" ").join(
             sql.SQL("left join anew as {a} on {a}.name = {n} and {a}.old = s.{c}").format(

@@ -40,6 +40,10 @@ _FILE = "alerts.json"
 #: More news than this for one address at one look come in one message.
 _MOST_MESSAGES = 3
 _MOST_AFFECTED = 8
+_MOST_CHARACTERS = 1_500
+_log = logging.getLogger(__name__)
+# Addresses may hold commas of their own, and may stand with commas between.
+_COMMA = re.compile(r",(?=(?:[\w.@:-]+=)?[\w+.-]+://)")
 _OWNED = re.compile(r"([\w.@:-]+)=(?=[\w+.-]+://)")
 
 
@@ -50,12 +54,17 @@ class Address:
     Attributes:
         url: Apprise's; it may hold a password.
         owner: Whose tables it is told about; None: everything.
-        shown: The same without its secrets.
+        number: Its place in METALAYER_ALERT_URLS, from 1.
     """
 
     url: str = field(repr=False)
     owner: str | None
-    shown: str
+    number: int
+
+    @property
+    def shown(self) -> str:
+        """It without anything that may be secret: in many, host and path are."""
+        return f"address {self.number} ({self.url.partition('://')[0]}://...)"
 
     @property
     def id(self) -> str:
@@ -103,12 +112,33 @@ class Message:
 
 @dataclass
 class _Told:
-    """What is remembered of a condition: when it was first seen, and who knows."""
+    """What is remembered of a condition.
+
+    Attributes:
+        title: As it was when it was last told.
+        seen_at: When it was first seen.
+        about: What it was about, see `Condition.about`.
+        settles_seconds: For how long it may be gone before that is told.
+        told: Addresses that know.
+        gone_at: When it was first seen no longer; None while it lasts.
+    """
 
     title: str
     seen_at: str
-    owner: str | None
+    about: list[str]
+    settles_seconds: float
     told: list[str] = field(default_factory=list)
+    gone_at: str | None = None
+
+    def is_ripe(self, since: str, now: datetime) -> bool:
+        """Whether it has been so for long enough to be told."""
+        return now - datetime.fromisoformat(since) >= timedelta(seconds=self.settles_seconds)
+
+    def takes(self, condition: Condition, now: datetime) -> None:
+        """It is wrong, again or still: what is new in it is told anew."""
+        if condition.about - set(self.about):
+            self.title, self.told, self.seen_at = condition.title, [], now.isoformat()
+        self.about, self.gone_at = sorted(condition.about), None
 
 
 @dataclass(frozen=True)
@@ -138,7 +168,12 @@ def addresses(settings: Settings) -> list[Address]:
     import apprise
 
     found = []
-    for number, entry in enumerate(settings.alert_urls.get_secret_value().split(), 1):
+    entries = [
+        entry
+        for words in settings.alert_urls.get_secret_value().split()
+        for entry in _COMMA.split(words.strip(","))
+    ]
+    for number, entry in enumerate(entries, 1):
         owned = _OWNED.match(entry)
         owner, url = (owned[1], entry[owned.end() :]) if owned else (None, entry)
         with _quiet():
@@ -150,41 +185,70 @@ def addresses(settings: Settings) -> list[Address]:
                 "Write it as its documentation has it, for example "
                 "mailtos://user:password@example.org or slack://...",
             )
-        shown = str(known.url(privacy=True))  # type: ignore[no-untyped-call]
-        found.append(Address(url, owner, shown))
+        found.append(Address(url, owner, number))
     return found
 
 
-def look(settings: Settings, now: datetime | None = None) -> Round:
-    """Look once, and tell whoever has not been told what is new or over.
+class Teller:
+    """Looks again and again, and tells whoever does not know what is new or over.
+
+    Args:
+        settings: With the addresses.
 
     Raises:
-        UsageError: when another process of this home is at it.
         ConfigurationError: when an address cannot be read.
     """
-    now = now or datetime.now(UTC)
-    to = addresses(settings)
-    with _alone(settings):
-        findings = find(settings, now)
-        path = settings.home / _FILE
-        told = _read(path)
-        done = _tell(findings, told, to, now)
-        write_over(path, json.dumps({k: asdict(t) for k, t in told.items()}, indent=1).encode())
-    return done
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._to = addresses(settings)
+        self._path = settings.home / _FILE
+        # What could not be written, on a full disk, is known at least as long as this lives.
+        self._unwritten: dict[str, _Told] | None = None
+
+    def look(self, now: datetime | None = None) -> Round:
+        """Look once.
+
+        Raises:
+            UsageError: when another process of this home is at it.
+        """
+        now = now or datetime.now(UTC)
+        with _alone(self._settings):
+            told = self._unwritten if self._unwritten is not None else _read(self._path)
+            done = _tell(find(self._settings, now), told, self._to, now, lambda: self._keep(told))
+            self._keep(told)
+        return done
+
+    def _keep(self, told: dict[str, _Told]) -> None:
+        content = json.dumps({key: asdict(known) for key, known in told.items()}, indent=1)
+        try:
+            write_over(self._path, content.encode())
+            self._unwritten = None
+        except OSError as error:
+            self._unwritten = told
+            _log.warning("%s cannot be written: %s", self._path, error.strerror)
 
 
 def _tell(
-    findings: Findings, told: dict[str, _Told], to: Sequence[Address], now: datetime
+    findings: Findings,
+    told: dict[str, _Told],
+    to: Sequence[Address],
+    now: datetime,
+    keep: Callable[[], None],
 ) -> Round:
-    """Send what is to be sent, and note in `told` who knows what."""
+    """Send what is to be sent, and note in `told` who knows what, at once: nobody is told twice."""
     wrong = {condition.key: condition for condition in findings.conditions}
-    for condition in wrong.values():
-        told.setdefault(condition.key, _Told(condition.title, now.isoformat(), condition.owner))
+    for c in wrong.values():
+        begun = _Told(c.title, now.isoformat(), sorted(c.about), c.settles_seconds)
+        told.setdefault(c.key, begun).takes(c, now)
     over = {
         key: known
         for key, known in told.items()
         if key not in wrong and key.partition(" ")[0] not in findings.unknown
     }
+    for known in over.values():
+        known.gone_at = known.gone_at or now.isoformat()
+    over = {k: known for k, known in over.items() if known.is_ripe(known.gone_at or "", now)}
     sent: list[tuple[str, Message]] = []
     refused: list[str] = []
     for address in to:
@@ -193,8 +257,7 @@ def _tell(
             for key, condition in wrong.items()
             if address.wants(condition)
             and address.id not in told[key].told
-            and now - datetime.fromisoformat(told[key].seen_at)
-            >= timedelta(seconds=condition.settles_seconds)
+            and told[key].is_ripe(told[key].seen_at, now)
         ]
         well = [key for key, known in over.items() if address.id in known.told]
         news: list[_News] = [
@@ -207,6 +270,7 @@ def _tell(
             if address.send(message):
                 sent.append((address.shown, message))
                 note()
+                keep()
             else:
                 refused.append(address.shown)
                 break
@@ -235,21 +299,25 @@ def _well(known: _Told, now: datetime) -> Message:
     lasted = now - datetime.fromisoformat(known.seen_at)
     minutes = max(1, round(lasted.total_seconds() / 60))
     shown = counted(minutes, "minute") if minutes < 120 else counted(round(minutes / 60), "hour")
-    return Message(
-        f"[MetaLayer] Well again: {known.title}", f"It was seen for {shown}.", mood="well"
-    )
+    body = f"What was wrong: {known.title}.\nIt was seen for {shown}."
+    return Message(f"[MetaLayer] No longer so: {known.title}", body, mood="well")
 
 
 def _digest(news: Sequence[_News]) -> _News:
     """One message for many, and what notes that they were all told."""
     messages = [message for message, _ in news]
     wrong = [m for m in messages if m.mood != "well"]
-    title = f"[MetaLayer] {counted(len(wrong), 'thing')} wrong"
+    said = [f"{counted(len(wrong), 'thing')} wrong"] if wrong else []
     if len(wrong) < len(messages):
-        title += f", {len(messages) - len(wrong):,} well again"
-    body = "\n\n".join(
-        f"{m.title.removeprefix('[MetaLayer] ')}\n{_indented(m.body)}" for m in messages
-    )
+        said.append(f"{counted(len(messages) - len(wrong), 'thing')} no longer so")
+    title = f"[MetaLayer] {', '.join(said)}"
+    # Chats take some 2,000 characters, and nothing of what is longer.
+    lines = [f"- {m.title.removeprefix('[MetaLayer] ')}" for m in messages]
+    while sum(map(len, lines)) > _MOST_CHARACTERS:
+        lines.pop()
+    if len(lines) < len(messages):
+        lines.append(f"and {len(messages) - len(lines):,} more")
+    body = "\n".join([*lines, "Next: `metalayer alerts` says of each what to do."])
     moods = {m.mood for m in messages}
     mood = next(m for m in ("critical", "warning", "well") if m in moods)
 
@@ -260,10 +328,6 @@ def _digest(news: Sequence[_News]) -> _News:
     return Message(title, body, mood), note
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines() if line)
-
-
 def _read(path: Path) -> dict[str, _Told]:
     """What was told; nothing where the file cannot be read: then it is told once more."""
     try:
@@ -272,7 +336,7 @@ def _read(path: Path) -> dict[str, _Told]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError):
-        logging.getLogger(__name__).warning("%s cannot be read and is begun anew", path)
+        _log.warning("%s cannot be read and is begun anew", path)
         return {}
 
 

@@ -15,6 +15,7 @@ Does not belong here: telling anybody (`alerts.py`), or figures (`metrics.py`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ Severity = Literal["warning", "critical"]
 _LEAST_FREE_SHARE, _LEAST_FREE_BYTES = 0.1, 20 * 1024**3
 _MOST_CHARACTERS = 400
 _MONTHS_TOLD = 3
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class Condition:
         owner: Whose table it is, as the contract says; None where it is nobody's in particular.
         affects: Tables that lack something for it, upstream before downstream.
         next_step: What to do.
-        settles_seconds: For how long it may be so before it is worth telling: some things mend
-            themselves.
+        settles_seconds: For how long it may be so, or no longer so, before it is worth telling:
+            some things mend themselves, or come and go.
+        about: What it is about in particular, months say. Something that was not in it before is
+            told again.
     """
 
     key: str
@@ -62,11 +66,7 @@ class Condition:
     owner: str | None = None
     affects: tuple[str, ...] = ()
     settles_seconds: float = 0.0
-
-    @property
-    def kind(self) -> str:
-        """What sort of thing it is: "month_failed"."""
-        return self.key.partition(" ")[0]
+    about: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,29 @@ class _Table:
 
 @dataclass
 class _Known:
-    """What the warehouse says of its tables."""
+    """What the warehouse says of its tables.
+
+    Attributes:
+        explained: Table -> from which month on it is told why nothing is built.
+        refused: Table -> the last month of which a file was refused.
+    """
 
     tables: Mapping[str, _Table]
     late: Mapping[str, Punctuality]
-    explained: set[str] = field(default_factory=set)
+    explained: dict[str, date] = field(default_factory=dict)
+    refused: dict[str, date] = field(default_factory=dict)
+
+    def explain(self, table: str, since: date) -> None:
+        """Note why nothing comes from a month on; the earliest counts."""
+        self.explained[table] = min(since, self.explained.get(table, since))
+
+    def is_explained(self, tables: Iterable[str], month: date) -> bool:
+        """Whether it is told already why one of the tables lacks the month."""
+        return any(
+            self.explained.get(table, date.max) <= month
+            or month <= self.refused.get(table, date.min)
+            for table in tables
+        )
 
     def behind(self, *tables: str) -> tuple[str, ...]:
         """The tables that are made from these, near or far."""
@@ -109,9 +127,9 @@ class _Known:
         return known.owner if known else None
 
 
-_OF_WAREHOUSE = frozenset(
-    ("delivery_rejected", "month_failed", "check_failed", "month_missing", "run_failed")
-)
+_OF_WAREHOUSE = frozenset(("delivery_rejected", "month_failed", "check_failed", "month_missing"))
+_OF_RUNS = frozenset(("run_failed",))
+_log = logging.getLogger(__name__)
 
 
 def find(settings: Settings, now: datetime | None = None) -> Findings:
@@ -120,36 +138,60 @@ def find(settings: Settings, now: datetime | None = None) -> Findings:
     Nothing is started for it: where PostgreSQL does not answer, that is what is wrong.
     """
     now = now or datetime.now(UTC)
-    disks = list(_disks(settings, now))
+    found = list(_disks(settings, now))
+    unknown: set[str] = set()
+    failed: list[datetime] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            server = standing_server(settings)
+            connection = stack.enter_context(looking(server.warehouse_url, "alerts", _PATIENCE))
+        except (psycopg2.OperationalError, MetaLayerError) as error:
+            found.append(_down(error, now))
+            return Findings(tuple(found), _OF_WAREHOUSE | _OF_RUNS)
+        with _unless_refused(_OF_WAREHOUSE, unknown), connection.cursor() as cursor:
+            known, failed = _of_warehouse(cursor, settings, now)
+            found += known
+        # A run that failed may be explained by what is not known.
+        with _unless_refused(_OF_RUNS, unknown):
+            connection = stack.enter_context(looking(server.dagster_url, "alerts", _PATIENCE))
+            with connection.cursor() as cursor:
+                found += [] if unknown else _runs(cursor, failed)
+    return Findings(tuple(found), frozenset(unknown | (_OF_RUNS if unknown else set())))
+
+
+def _down(error: Exception, now: datetime) -> Condition:
+    return Condition(
+        key="warehouse_down",
+        title="PostgreSQL does not answer",
+        what=f"Nothing lands and nothing is built: {_shortened(str(error))}",
+        since=now,
+        next_step="Look whether `metalayer up` runs, then `metalayer doctor`.",
+        severity="critical",
+        settles_seconds=60.0,
+    )
+
+
+@contextlib.contextmanager
+def _unless_refused(kinds: frozenset[str], unknown: set[str]) -> Iterator[None]:
+    """Go on where PostgreSQL refuses an answer, or takes too long: of `kinds` nothing is known."""
     try:
-        server = standing_server(settings)
-        with looking(server.warehouse_url, "alerts") as connection, connection.cursor() as cursor:
-            found, explained = _of_warehouse(cursor, settings, now)
-        with looking(server.dagster_url, "alerts") as connection, connection.cursor() as cursor:
-            found += _runs(cursor, explained)
-    except (psycopg2.OperationalError, MetaLayerError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        down = Condition(
-            key="warehouse_down",
-            title="PostgreSQL does not answer",
-            what=f"Nothing lands and nothing is built: {first[:_MOST_CHARACTERS]}",
-            since=now,
-            next_step="Look whether `metalayer up` runs, then `metalayer doctor`.",
-            severity="critical",
-            settles_seconds=60.0,
-        )
-        return Findings((down, *disks), _OF_WAREHOUSE)
-    return Findings((*found, *disks))
+        yield
+    except psycopg2.Error as error:
+        unknown |= kinds
+        _log.warning("it cannot be told what is wrong: %s", _shortened(str(error)))
 
 
 def _of_warehouse(
     cursor: Any, settings: Settings, now: datetime
 ) -> tuple[list[Condition], list[datetime]]:
     """What is wrong with files and tables; and when audits and checks failed."""
-    cursor.execute("select to_regclass('meta.tables') is not null")
-    if cursor.fetchone() == (False,):
+    if not _is_there(cursor, "meta.tables"):
         return [], []
-    cursor.execute("select table_name, owner, made_from, source from meta.tables order by position")
+    cursor.execute(
+        # A warehouse of an earlier release does not say these.
+        "select table_name, owner, coalesce(to_jsonb(t) ->> 'made_from', ''), "
+        "to_jsonb(t) ->> 'source' from meta.tables as t order by position"
+    )
     tables = {
         name: _Table(name, owner, frozenset(n for n in made_from.split(",") if n), source)
         for name, owner, made_from, source in cursor.fetchall()
@@ -167,18 +209,19 @@ def _of_warehouse(
 def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condition]:
     """Files whose last version was refused, as long as they lie there."""
     cursor.execute(
-        "select source, file, reason, registered_at from (select distinct on (source, file) * "
+        "select source, file, reason, registered_at, fallback_month from ("
+        "select distinct on (source, file) * "
         "from meta.deliveries order by source, file, delivery_id desc) as d "
         "where status = 'rejected' order by source, file"
     )
     of_source = {t.source: t.name for t in known.tables.values() if t.source}
-    for source, file, reason, at in cursor.fetchall():
+    for source, file, reason, at, month in cursor.fetchall():
         if not (settings.landing / file).exists():
             continue
         table = of_source.get(source)
         if table:
-            # What of it did not come did not come for this.
-            known.explained.add(table)
+            # What of that month did not come did not come for this.
+            known.refused[table] = max(month or at.date(), known.refused.get(table, date.min))
         yield Condition(
             key=f"delivery_rejected {file}",
             title=f"{file} was refused",
@@ -193,16 +236,21 @@ def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condit
 
 def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterator[Condition]:
     """Tables of which months failed their audit and were not published since."""
+    if not _is_there(cursor, "meta.failed_months"):
+        return
     cursor.execute(
-        "select f.table_name, array_agg(to_char(f.month, 'YYYY-MM') order by f.month), "
+        "select f.table_name, min(f.month), array_agg(to_char(f.month, 'YYYY-MM') "
+        "order by f.month), "
         "(array_agg(f.problem order by f.month))[1], min(f.failed_at), array_agg(f.failed_at) "
         "from meta.failed_months as f left join meta.versions as v "
         "on v.table_name = f.table_name and v.month = f.month and v.is_current "
         "where v.published_at is null or v.published_at < f.failed_at group by 1"
     )
-    for table, months, problem, since, times in cursor.fetchall():
+    for table, first, months, problem, since, times in cursor.fetchall():
+        if table not in known.tables:
+            continue
         failed += times
-        known.explained.add(table)
+        known.explain(table, first)
         yield Condition(
             key=f"month_failed {table}",
             title=f"{counted(len(months), 'month')} of {table} broke the contract",
@@ -213,15 +261,25 @@ def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
             "file and land it again, or change the contract.",
             owner=known.owner(table),
             affects=known.behind(table),
+            about=frozenset(months),
         )
 
 
 def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterator[Condition]:
     """Tables whose blocking checks failed, which hold up what is behind them."""
-    cursor.execute("select table_name, problem, failed_at from meta.failed_checks order by 1")
-    for table, problem, since in cursor.fetchall():
+    if not _is_there(cursor, "meta.failed_checks"):
+        return
+    cursor.execute(
+        "select table_name, problem, failed_at, versions from meta.failed_checks as f "
+        # They have passed since where nothing is left to be asked about.
+        "where exists (select from meta.versions as v where v.table_name = f.table_name "
+        "and v.is_current and not v.is_checked) order by 1"
+    )
+    for table, problem, since, versions in cursor.fetchall():
+        if table not in known.tables:
+            continue
         failed.append(since)
-        known.explained.add(table)
+        known.explain(table, date.min)
         yield Condition(
             key=f"check_failed {table}",
             title=f"A check of {table} failed",
@@ -231,6 +289,7 @@ def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
             severity="critical",
             owner=known.owner(table),
             affects=known.behind(table),
+            about=frozenset((versions,)),
         )
 
 
@@ -240,13 +299,13 @@ def _missing(known: _Known) -> Iterator[Condition]:
     for name, told in late.items():
         assert told.due_month is not None
         assert told.late_since is not None
-        if told.waits_for != (name,) or name in known.explained:
+        month: date = told.due_month
+        if told.waits_for != (name,) or known.is_explained(
+            (name, *known.tables[name].made_from), month
+        ):
             continue
         if told.newest_month is None:
             continue  # it has never come: nobody is used to it
-        if known.tables[name].made_from & known.explained:
-            continue
-        month: date = told.due_month
         yield Condition(
             key=f"month_missing {name}",
             title=f"{name} lacks {month:%Y-%m}",
@@ -255,34 +314,32 @@ def _missing(known: _Known) -> Iterator[Condition]:
             next_step=told.next_step,
             owner=known.owner(name),
             affects=tuple(t for t in known.behind(name) if t in late),
+            about=frozenset((f"{month:%Y-%m}",)),
         )
 
 
 def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
-    """Whether the last run that ended has failed, for no reason that is told already."""
-    cursor.execute("select to_regclass('runs') is not null")
-    if cursor.fetchone() == (False,):
+    """Jobs whose last run that ended has failed, for no reason that is told already."""
+    if not _is_there(cursor, "runs"):
         return []
     cursor.execute(
-        "select run_id, status, to_timestamp(coalesce(start_time, end_time)), "
-        "to_timestamp(end_time) from runs where status in ('SUCCESS', 'FAILURE') "
-        "and end_time is not null order by end_time desc limit 1"
+        "select distinct on (pipeline_name) pipeline_name, run_id, status, "
+        "to_timestamp(coalesce(start_time, end_time)), to_timestamp(end_time) from runs "
+        "where status in ('SUCCESS', 'FAILURE') and end_time is not null "
+        "order by pipeline_name, end_time desc"
     )
-    last = cursor.fetchone()
-    if last is None or last[1] == "SUCCESS":
-        return []
-    run, _, began, ended = last
-    if any(began <= at <= ended for at in explained):
-        return []
     return [
         Condition(
-            key="run_failed",
+            key=f"run_failed {job}",
             title=f"Run {run[:8]} failed",
-            what="The last run that ended has failed, and none has succeeded since. What it was to "
-            "build is as it was before.",
+            what="The last run of its job that ended has failed, and none has succeeded since. "
+            "What it was to build is as it was before.",
             since=ended,
             next_step=f"Open run {run[:8]} in the web interface: its failed step says why.",
+            about=frozenset((run,)),
         )
+        for job, run, status, began, ended in cursor.fetchall()
+        if status == "FAILURE" and not any(began <= at <= ended for at in explained)
     ]
 
 
@@ -304,7 +361,14 @@ def _disks(settings: Settings, now: datetime) -> Iterator[Condition]:
                 since=now,
                 next_step="Make room, or keep fewer versions with METALAYER_KEEP_VERSIONS.",
                 severity="critical",
+                # Sorting alone takes and gives back gigabytes.
+                settles_seconds=300.0,
             )
+
+
+def _is_there(cursor: Any, name: str) -> bool:
+    cursor.execute("select to_regclass(%s) is not null", (name,))
+    return bool(cursor.fetchone()[0])
 
 
 def _shortened(text: str) -> str:

@@ -14,18 +14,17 @@ import psycopg2
 from metalayer.inspection import libpq_url
 from metalayer.warehouse.server import SESSION
 
-_CONNECT_SECONDS = 5
-#: A question that takes longer is given up: what watches must not be what weighs.
-_PATIENCE_MS = 10_000
+_CONNECT_SECONDS = 2
 
 
 @contextlib.contextmanager
-def looking(url: str, name: str) -> Iterator[Any]:
+def looking(url: str, name: str, patience: float) -> Iterator[Any]:
     """A connection for as long as the block lasts; each statement is a transaction of its own.
 
     Args:
         url: SQLAlchemy's.
         name: Who looks, as it stands in `pg_stat_activity`.
+        patience: Seconds after which a question is given up: what watches must not be what weighs.
     """
     connection = psycopg2.connect(
         libpq_url(url), application_name=f"metalayer {name}", connect_timeout=_CONNECT_SECONDS
@@ -35,6 +34,6 @@ def looking(url: str, name: str) -> Iterator[Any]:
         with connection.cursor() as cursor:
             cursor.execute(SESSION)
             cursor.execute(
-                "select set_config('statement_timeout', %s, false)", (str(_PATIENCE_MS),)
+                "select set_config('statement_timeout', %s, false)", (f"{patience * 1000:.0f}",)
             )
         yield connection

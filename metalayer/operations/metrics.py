@@ -32,6 +32,9 @@ from metalayer.warehouse.server import WarehouseServer, standing_server
 
 _log = logging.getLogger(__name__)
 
+#: Several questions that take as long are answered before Prometheus gives up (`scrape_timeout`).
+_PATIENCE = 1.5
+
 #: Dagster's words for a run's state, in the order in which a run goes through them.
 _RUN_STATES = (
     "queued", "not_started", "managed", "starting", "started", "canceling",
@@ -71,7 +74,7 @@ class Metrics(Collector):
             server = self._measured(failed, "server", lambda: standing_server(self._settings))
 
             def connected(url: str) -> Callable[[], Any]:
-                return lambda: stack.enter_context(looking(url, "metrics"))
+                return lambda: stack.enter_context(looking(url, "metrics", _PATIENCE))
 
             warehouse = dagster = None
             if server is not None:
@@ -83,6 +86,7 @@ class Metrics(Collector):
             if warehouse is not None:
                 for part, measure in (
                     ("tables", lambda: list(self._tables(warehouse))),
+                    ("versions", lambda: list(_kept(warehouse))),
                     ("deliveries", lambda: list(_deliveries(warehouse))),
                     ("postgres", lambda: list(_postgres(warehouse, server))),
                 ):
@@ -169,7 +173,15 @@ class Metrics(Collector):
             "Whether the newest month that is due is there, and the last publish young enough.",
             lambda t: t.late_since is None and t.fresh is not False,
         )
-        yield from _kept(connection)
+        yield by_table(
+            "table_late_itself_seconds",
+            "The same where all that the table is made from has the month.",
+            lambda t: (
+                max(0.0, (now - t.late_since).total_seconds())
+                if t.late_since and list(t.waits_for) == [t.table]
+                else 0
+            ),
+        )
 
     def _disks(self) -> Iterator[Metric]:
         """Room where MetaLayer keeps its files."""
@@ -192,12 +204,17 @@ class Metrics(Collector):
 
 def _kept(connection: Any) -> Iterator[Metric]:
     """What the months of each table take: disk, versions, and the time they were built in."""
+    if not _is_there(connection, "meta.versions"):
+        return
     rows = _ask(
         connection,
         "select t.layer, t.table_name, count(v.leaf), "
-        "coalesce(sum(pg_total_relation_size(to_regclass('months.' || quote_ident(v.leaf)))), 0), "
+        # By the catalog: who only looks need not be let into the schema of the months.
+        "coalesce(sum(pg_total_relation_size(c.oid)), 0), "
         "coalesce(sum(v.seconds) filter (where v.is_current), 0) "
-        "from meta.tables as t left join meta.versions as v using (table_name) group by 1, 2",
+        "from meta.tables as t left join meta.versions as v using (table_name) "
+        "left join pg_namespace as n on n.nspname = 'months' "
+        "left join pg_class as c on c.relname = v.leaf and c.relnamespace = n.oid group by 1, 2",
     )
     labels = ["layer", "table"]
     yield _gauge(
@@ -241,6 +258,17 @@ def _deliveries(connection: Any) -> Iterator[Metric]:
         rows = [(*of, found.get(of, nothing)[place]) for of in by_state]
         yield _gauge(name, told, ["source", "status"], rows)
     yield _gauge(
+        "files_refused",
+        "Landed files of which the last version was refused.",
+        ["source"],
+        _ask(
+            connection,
+            "select source, count(*) filter (where status = 'rejected') from ("
+            "select distinct on (source, file) source, status from meta.deliveries "
+            "order by source, file, delivery_id desc) as d group by 1 order by 1",
+        ),
+    )
+    yield _gauge(
         "delivery_lag_seconds",
         "Seconds from the last change of the newest landed file until it was taken in.",
         ["source"],
@@ -283,17 +311,28 @@ def _postgres(connection: Any, server: WarehouseServer) -> Iterator[Metric]:
         _ask(
             connection,
             "select state, coalesce(n, 0) from unnest(array['active', 'idle', "
-            "'idle in transaction']) as state left join (select coalesce(state, 'active') as "
-            "state, count(*) as n from pg_stat_activity where datname = any(%s) group by 1) "
+            "'idle in transaction', 'unknown']) as state left join (select "
+            "coalesce(replace(state, ' (aborted)', ''), 'unknown') as state, count(*) as n "
+            "from pg_stat_activity where datname = any(%s) group by 1) "
             "as a using (state)",
             databases,
         ),
     )
     yield _gauge(
-        "connections_limit",
-        "Connections that the server allows to all its databases.",
+        "connections_used",
+        "Connections to all databases of the server.",
         [],
-        _ask(connection, "select current_setting('max_connections')::int"),
+        _ask(connection, "select count(*) from pg_stat_activity where datname is not null"),
+    )
+    yield _gauge(
+        "connections_limit",
+        "Connections that the server allows to all its databases, but for superusers.",
+        [],
+        _ask(
+            connection,
+            "select current_setting('max_connections')::int "
+            "- current_setting('superuser_reserved_connections')::int",
+        ),
     )
     yield _gauge(
         "oldest_transaction_seconds",
@@ -326,19 +365,23 @@ def _runs(connection: Any) -> Iterator[Metric]:
         ["status"],
         _ask(
             connection,
-            "select state, coalesce(extract(epoch from (now() at time zone 'utc') - "
-            "min(r.create_timestamp)), 0) from unnest(array['queued', 'starting', 'started']) "
+            # Dagster leaves the time to the server, which puts it in the zone of its sessions.
+            "select state, coalesce(extract(epoch from now() - min(r.create_timestamp at time zone "
+            "(select reset_val from pg_settings where name = 'TimeZone'))), 0) "
+            "from unnest(array['queued', 'starting', 'started']) "
             "as state left join runs as r on r.status = upper(state) group by 1",
         ),
     )
     yield _gauge(
         "run_last_end_timestamp_seconds",
-        "When a run last ended so; 0 where none has.",
-        ["status"],
+        "When a run of a job last ended so; 0 where none has.",
+        ["job", "status"],
         _ask(
             connection,
-            "select state, coalesce(max(r.end_time), 0) from unnest(%s) as state "
-            "left join runs as r on r.status = upper(state) group by 1",
+            "select j.pipeline_name, state, coalesce(max(r.end_time), 0) "
+            "from (select distinct pipeline_name from runs) as j cross join unnest(%s) as state "
+            "left join runs as r on r.status = upper(state) and r.pipeline_name = j.pipeline_name "
+            "group by 1, 2",
             list(_OVER),
         ),
     )
@@ -389,6 +432,8 @@ def _daemons(connection: Any) -> Iterator[Metric]:
             "as i cross join lateral (select tick_body, status, timestamp from job_ticks as t "
             "where t.selector_id = i.selector_id order by t.timestamp desc limit 1) as t "
             "where i.status <> 'STOPPED') as t where name is not null "
+            # What is in the code no longer does not look any more, and stands here for a day.
+            "and at > extract(epoch from now()) - 86400 "
             "order by kind, name, at desc",
         )
         yield _gauge(

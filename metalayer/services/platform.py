@@ -46,6 +46,8 @@ _START_SECONDS = 120.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 #: A process that dies is started again, but not if it did so this often within this time.
 _MOST_RESTARTS, _RESTARTS_WITHIN = 5, 300.0
+#: Processes that only look, and when they are started again: after so long at first, and at most.
+_WATCHERS, _WATCHER_SECONDS = frozenset(("metrics", "alerts")), (1.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class Platform:
         self._ending = False
         self._has_begun_to_end = False
         self._restarts: list[float] = []
+        self._watchers: dict[str, tuple[float | None, float]] = {}
 
     def run(self, prepare: Callable[[], None], ready: Callable[[], None]) -> None:
         """Start everything, say when it is ready, and keep it running until a signal ends it.
@@ -222,13 +225,19 @@ class Platform:
             )
 
     def _metrics_address(self) -> Address:
-        host = self.address.host
+        """Where the metrics are served: not where the web interface, which does not listen yet."""
+        host, taken = self.address.host, self.address.port
         if self._metrics_port is not None:
+            if self._metrics_port == taken:
+                raise UsageError(
+                    f"Port {taken} is the web interface's",
+                    f"Choose another with `--metrics-port {taken + 1}`.",
+                )
             return free_address(host, self._metrics_port, "--metrics-port")
-        try:
-            return free_address(host, METRICS_PORT)
-        except UsageError:
-            return free_address(host, 0)
+        if taken != METRICS_PORT:
+            with contextlib.suppress(UsageError):
+                return free_address(host, METRICS_PORT)
+        return free_address(host, 0)
 
     def _children(self, server: WarehouseServer, code: Path) -> dict[str, Child]:
         python = sys.executable
@@ -335,6 +344,9 @@ class Platform:
             time.sleep(0.2)
             for child in (code, *others):
                 if child.exit_code is not None:
+                    if child.name in _WATCHERS:
+                        self._restart_watcher(child)
+                        continue
                     self._restart(child)
                     if child is code:
                         # Its runs went with it.
@@ -354,6 +366,20 @@ class Platform:
             self._tell(line)
         except (OSError, SystemExit):  # the latter is what rich makes of a closed pipe
             self._ending = True
+
+    def _restart_watcher(self, child: Child) -> None:
+        """Start again what only looks, after a while: the work goes on without it."""
+        now = time.monotonic()
+        ended, wait = self._watchers.get(child.name, (None, _WATCHER_SECONDS[0]))
+        if ended is None:
+            self._watchers[child.name] = (now, wait)
+            self._say(
+                f"the {child.name} ended: {child.last_words}. {child.log} has the rest; tried again"
+                f" in {wait:.0f} s"
+            )
+        elif now - ended >= wait:
+            self._watchers[child.name] = (None, min(2 * wait, _WATCHER_SECONDS[1]))
+            child.start()
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()

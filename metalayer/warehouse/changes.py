@@ -22,7 +22,6 @@ from metalayer.warehouse.ddl import (
     StoredMask,
     create_unknown_leaf,
     insert_unknown_member,
-    is_mask_name,
     stored_masks,
     stored_name,
     unknown_leaf,
@@ -35,7 +34,7 @@ from metalayer.warehouse.existing import (
     months_written_anew,
     standing_in_the_way,
 )
-from metalayer.warehouse.leaves import LEAVES
+from metalayer.warehouse.leaves import LEAVES, is_mask_name
 from metalayer.warehouse.steps import (
     Step,
     creation_step,

@@ -23,7 +23,7 @@ from psycopg2 import sql
 
 from metalayer.contracts.contract import ColumnSpec, TableSpec
 from metalayer.governance.masks import is_stored, mask, shown
-from metalayer.warehouse.leaves import LEAVES
+from metalayer.warehouse.leaves import LEAVES, MASK_MARK
 
 
 def stored_name(spec: TableSpec) -> sql.Identifier:
@@ -77,13 +77,12 @@ class StoredMask:
         return mask(self.of, sql.Identifier(self.of.name))
 
 
-_BETWEEN = "~"
 _MOST_OF_A_NAME = 50
 
 
-def is_mask_name(name: str) -> bool:
-    """Whether a column of a stored table is a mask, of this making or an earlier one."""
-    return _BETWEEN in name
+def is_mask_of(name: str, column: ColumnSpec) -> bool:
+    """Whether a column of a stored table is a mask of another, of this making or an earlier one."""
+    return name.rpartition(MASK_MARK)[0] == column.name[:_MOST_OF_A_NAME]
 
 
 @cache
@@ -94,7 +93,7 @@ def stored_masks(spec: TableSpec) -> Mapping[str, StoredMask]:
         if is_stored(spec, c):
             made = as_text(mask(c, sql.Identifier(c.name))) + c.type
             digest = hashlib.sha256(made.encode()).hexdigest()[:8]
-            found[c.name] = StoredMask(f"{c.name[:_MOST_OF_A_NAME]}{_BETWEEN}{digest}", c)
+            found[c.name] = StoredMask(f"{c.name[:_MOST_OF_A_NAME]}{MASK_MARK}{digest}", c)
     return found
 
 

@@ -1,7 +1,8 @@
 """What failed, and from what it was made: so that nobody tries the same again without need.
 
-A failure counts for as long as trying again would use the same code and the same inputs. Nothing is
-cleared when things are well again: what succeeded is not asked about.
+A failure counts for as long as trying again would use the same code and the same inputs. Whoever
+plans a build lets go of what is well again (`planning.forget_mended`): a month may be so without a
+build, when a contract or a file is again what it was.
 
 Does not belong here: quarantined rows (`quarantine.py`), or deciding what to try (`planning.py`).
 """

@@ -168,18 +168,22 @@ def fill_from_computed(cursor: Any, stage: Stage, *, job: TableJob, keys: Sequen
     spec = job.spec
     masks = stored_masks(spec).values()
     names = [c.name for c in spec.stored]
-    computed = sql.SQL(", ").join([*map(sql.Identifier, names), *(m.value for m in masks)])
+    rows = list(map(sql.Identifier, names))
+    computed = sql.SQL(", ").join([*rows, *(m.value for m in masks)])
+    # A month of an earlier release has none.
+    kept = [sql.SQL("coalesce({}, {})").format(sql.Identifier(m.name), m.value) for m in masks]
     months = sql.SQL(" or ").join(
         _between(spec, month, next_month(month)) for month in stage.leaves
     )
     cursor.execute(
         sql.SQL(
-            "insert into {stage} ({columns}) select {columns} from {stored} "
+            "insert into {stage} ({columns}) select {kept} from {stored} "
             "where ({months}) and ({changed}) is not true "
             "union all select {computed} from pg_temp.computed where {months}"
         ).format(
             stage=stage.parent,
             columns=identifiers([*names, *(m.name for m in masks)]),
+            kept=sql.SQL(", ").join([*rows, *kept]),
             computed=computed,
             stored=stored_name(spec),
             months=months,

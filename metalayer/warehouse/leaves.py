@@ -14,6 +14,13 @@ from psycopg2 import sql
 #: Schema of these tables.
 LEAVES = "months"
 _SOME_VALUES = 20
+#: Stands in the names of columns that hold masks, and in no name of a contract.
+MASK_MARK = "~"
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a column of a stored table is a mask, of this making or an earlier one."""
+    return MASK_MARK in name
 
 
 def columns_of(cursor: Any, leaves: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -106,12 +106,19 @@ def fill_from_select(cursor: Any, stage: Stage, select: str) -> None:
     cursor.execute(
         sql.SQL(
             "insert into {stage} ({columns}, {names}) select {columns}, {values} "
-            "from (\n{select}\n) as made ({columns})"
+            "from (select {typed} from (\n{select}\n) as made ({columns})) as typed"
         ).format(
             stage=stage.parent,
             columns=columns,
             names=identifiers(m.name for m in masks),
             values=sql.SQL(", ").join(m.value for m in masks),
+            # As the insert itself would: an untyped null is a text inside of a subquery.
+            typed=sql.SQL(", ").join(
+                sql.SQL("cast({c} as {type}) as {c}").format(
+                    c=sql.Identifier(c.name), type=sql.SQL(c.type)
+                )
+                for c in stage.spec.stored
+            ),
             select=sql.SQL(select),
         )
     )

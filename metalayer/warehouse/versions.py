@@ -27,12 +27,13 @@ from metalayer.contracts.sealed import SEALED
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.warehouse.altering import beside_readers
 from metalayer.warehouse.checks import keys_unique
-from metalayer.warehouse.ddl import identifiers, is_mask_name, stored_name
+from metalayer.warehouse.ddl import identifiers, stored_name
 from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.leaves import (
     LEAVES,
     columns_of,
     has_key,
+    is_mask_name,
     required_columns_of,
     some_values,
 )

@@ -82,7 +82,11 @@ class Prometheus:
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     """Prometheus with the project's own configuration, but for the target and a faster pace."""
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {
+        "scrape_interval": "1s",
+        "evaluation_interval": "1s",
+        "scrape_timeout": "1s",
+    }
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
     folder.mkdir()
     shutil.copyfile(MONITORING / "rules.yml", folder / "rules.yml")
@@ -276,16 +280,8 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         },
     ),
     "MetaLayerConnectionsNearLimit": (
-        {
-            'metalayer_connections{state="idle"}': "50x60",
-            'metalayer_connections{state="active"}': "40x60",
-            "metalayer_connections_limit": "100x60",
-        },
-        {
-            'metalayer_connections{state="idle"}': "5x60",
-            'metalayer_connections{state="active"}': "4x60",
-            "metalayer_connections_limit": "100x60",
-        },
+        {"metalayer_connections_used": "90x60", "metalayer_connections_limit": "100x60"},
+        {"metalayer_connections_used": "9x60", "metalayer_connections_limit": "100x60"},
     ),
     "MetaLayerTransactionOpen": (
         {"metalayer_oldest_transaction_seconds": "3000+60x60"},
@@ -293,12 +289,12 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
     ),
     "MetaLayerRunFailed": (
         {
-            'metalayer_run_last_end_timestamp_seconds{status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{status="success"}': "500x60",
+            'metalayer_run_last_end_timestamp_seconds{job="a",status="failure"}': "1000x60",
+            'metalayer_run_last_end_timestamp_seconds{job="a",status="success"}': "500x60",
         },
         {
-            'metalayer_run_last_end_timestamp_seconds{status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{status="success"}': "500 1500x60",
+            'metalayer_run_last_end_timestamp_seconds{job="a",status="failure"}': "1000x60",
+            'metalayer_run_last_end_timestamp_seconds{job="a",status="success"}': "500 1500x60",
         },
     ),
     "MetaLayerRunsWait": (
@@ -310,8 +306,8 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         {'metalayer_run_oldest_seconds{status="started"}': "0+60x60"},
     ),
     "MetaLayerDeliveryRejected": (
-        {'metalayer_deliveries{source="erp/orders",status="rejected"}': "0x20 1x40"},
-        {'metalayer_deliveries{source="erp/orders",status="rejected"}': "1x60"},
+        {'metalayer_files_refused{source="erp/orders"}': "1x60"},
+        {'metalayer_files_refused{source="erp/orders"}': _QUIET},
     ),
     "MetaLayerMonthFailed": (
         {'metalayer_table_months_failed{table="silver.orders"}': "1x60"},
@@ -328,18 +324,12 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         },
     ),
     "MetaLayerSourceLate": (
-        {'metalayer_table_late_seconds{layer="bronze",table="bronze.orders"}': "60x60"},
-        {'metalayer_table_late_seconds{layer="gold",table="gold.fact_orders"}': "60x60"},
+        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x60"},
+        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x60"},
     ),
     "MetaLayerTableLate": (
-        {
-            'metalayer_table_late_seconds{layer="bronze",table="bronze.orders"}': _QUIET,
-            'metalayer_table_late_seconds{layer="gold",table="gold.fact_orders"}': "60x60",
-        },
-        {
-            'metalayer_table_late_seconds{layer="bronze",table="bronze.orders"}': "60x60",
-            'metalayer_table_late_seconds{layer="gold",table="gold.fact_orders"}': "60x60",
-        },
+        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x60"},
+        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x60"},
     ),
     "MetaLayerTableStale": (
         {

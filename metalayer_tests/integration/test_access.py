@@ -15,6 +15,7 @@ from psycopg2 import sql
 from metalayer.asof import query_as_of
 from metalayer.catalog import catalog
 from metalayer.contracts.contract import TableSpec
+from metalayer.differences import difference
 from metalayer.errors import ContractError, UsageError, WarehouseError
 from metalayer.governance.masks import is_masked
 from metalayer.governance.plain import keep_masked, open_unmasked
@@ -24,6 +25,7 @@ from metalayer.warehouse.ddl import StoredMask, as_text, stored_masks, stored_na
 from metalayer.warehouse.keeping import Keeping
 from metalayer.warehouse.migrate import install, plan_migration, prepare
 from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.stage import create_stage, fill_from_select
 from metalayer.warehouse.versions import rollback
 from metalayer_tests.story import Platform
 
@@ -526,6 +528,34 @@ def test_masks_that_are_not_stored_yet_are_computed(filled: Platform, connect: C
     assert filled.build(force=True).succeeded
     assert masks_stored(filled) == stored
     assert ask(analyst, query) == seen
+
+
+def test_masks_are_no_difference_between_versions(filled: Platform) -> None:
+    mask = stored_masks(catalog().specs["gold.dim_customer"])["email"].name
+    execute(filled, f'update gold.dim_customer_stored set "{mask}" = null')
+    assert filled.build("gold.dim_customer", force=True).succeeded
+    with transaction(filled.warehouse.pool) as connection:
+        found = difference(connection, "gold.dim_customer", date(2025, 1, 1), 1, 2)
+    assert found.rows_changed == 0
+    assert mask not in repr(found)
+
+
+def test_a_select_may_have_untyped_values_in_personal_columns(filled: Platform) -> None:
+    spec = catalog().specs["gold.dim_customer"]
+    with transaction(filled.warehouse.pool) as connection, connection.cursor() as cursor:
+        stage = create_stage(cursor, spec, [date(2031, 1, 1)])
+        values = {"customer_key": "7", "customer_id": "7", "valid_from": "'2031-01-05'",
+                  "email": "'ann@example.org'", "is_deleted": "false"}  # fmt: skip
+        row = ", ".join(values.get(name, "null") for name in stage.columns)
+        fill_from_select(cursor, stage, f"select {row}")
+        mask = stored_masks(spec)["email"].name
+        cursor.execute(
+            sql.SQL("select {}, email, created_at from {}").format(
+                sql.Identifier(mask), stage.parent
+            )
+        )
+        assert cursor.fetchall() == [("a***@example.org", "ann@example.org", None)]
+        connection.rollback()
 
 
 def test_a_version_with_masks_of_another_making_comes_back(

@@ -18,9 +18,11 @@ import pytest
 from pydantic import SecretStr
 
 from metalayer.errors import ConfigurationError, UsageError
-from metalayer.operations.alerts import Round, addresses, look
+from metalayer.operations.alerts import Round, Teller, addresses
 from metalayer.operations.conditions import Condition, find
 from metalayer.settings import Settings
+from metalayer.warehouse.failures import note_failed_checks
+from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.server import open_lock
 from metalayer_tests.integration.test_build import CUSTOMERS, ORDERS, customer, order
 from metalayer_tests.integration.webhook import Webhook, listening
@@ -47,7 +49,7 @@ def other_hook() -> Iterator[Webhook]:
 def told(platform: Platform, urls: str, now: datetime = NOW) -> Round:
     """Look once, with these addresses."""
     settings = platform.warehouse.settings.model_copy(update={"alert_urls": SecretStr(urls)})
-    return look(settings, now)
+    return Teller(settings).look(now)
 
 
 def found(platform: Platform, now: datetime = NOW) -> dict[str, Condition]:
@@ -96,8 +98,8 @@ def test_a_refused_file_is_told_once_and_when_it_is_well_again(
     landed.build()
     told(landed, hook.url, NOW + timedelta(minutes=42))
     told(landed, hook.url, NOW + timedelta(minutes=43))
-    assert hook.titles[1:] == ["Well again: erp/orders_2025-02.csv was refused"]
-    assert hook.got[1]["message"] == "It was seen for 42 minutes."
+    assert hook.titles[1:] == ["No longer so: erp/orders_2025-02.csv was refused"]
+    assert hook.got[1]["message"].endswith("It was seen for 42 minutes.")
     assert hook.got[1]["type"] == "success"
 
 
@@ -143,6 +145,121 @@ def test_a_month_that_did_not_come_for_a_refused_file_is_told_with_the_file(
     assert "month_missing bronze.customers" in wrong
 
 
+def test_an_old_refused_file_does_not_explain_a_month_that_is_missing_now(
+    landed: Platform,
+) -> None:
+    landed.land("erp/orders_2024-12.csv", "order_id\n9\n")
+    landed.build()
+    wrong = found(landed, LATER + timedelta(days=30))
+    assert {"delivery_rejected erp/orders_2024-12.csv", "month_missing bronze.orders"} <= set(wrong)
+
+
+def test_another_month_that_fails_is_told_as_well(landed: Platform, hook: Webhook) -> None:
+    for month in (2, 3):
+        numbers = range(1000 * month, 1000 * month + 100)
+        bad = "".join(order(n, f"2025-{month:02}-05", quantity=-1) for n in numbers)
+        landed.land(f"erp/orders_2025-{month:02}.csv", ORDERS + bad)
+        assert not landed.build().succeeded
+        told(landed, hook.url)
+        told(landed, hook.url)
+    assert hook.titles == [
+        "1 month of silver.orders broke the contract",
+        "2 months of silver.orders broke the contract",
+    ]
+
+
+def test_the_next_month_that_is_missing_is_told_as_well(landed: Platform, hook: Webhook) -> None:
+    for days in (0, 30, 31):
+        told(landed, f"team:sales-data={hook.url}", LATER + timedelta(days=30 + days))
+    assert hook.titles == ["bronze.orders lacks 2025-02", "bronze.orders lacks 2025-03"]
+
+
+def test_a_check_that_failed_is_wrong_until_it_passes(landed: Platform) -> None:
+    def note() -> None:
+        with (
+            transaction(landed.warehouse.pool) as connection,
+            connection.cursor() as cursor,
+        ):
+            note_failed_checks(cursor, "silver.orders", "asked", "silver.orders: two rows a key")
+
+    note()
+    # Everything has passed since.
+    assert found(landed) == {}
+    with transaction(landed.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("update meta.versions set is_checked = false where table_name = %s",
+                       ("silver.orders",))  # fmt: skip
+    failed = found(landed)["check_failed silver.orders"]
+    assert failed.severity == "critical"
+    assert "gold.fact_orders" in failed.affects
+    assert landed.build().succeeded
+    assert found(landed) == {}
+    assert landed.one("select count(*) from meta.failed_checks") == 0
+
+
+def test_a_failed_month_is_well_when_what_it_is_made_from_is_what_it_was(landed: Platform) -> None:
+    good = ORDERS + order(1, "2025-01-05")
+    landed.land("erp/orders_2025-01.csv", ORDERS + BAD)
+    assert not landed.build().succeeded
+    assert "month_failed silver.orders" in found(landed)
+    landed.land("erp/orders_2025-01.csv", good)
+    assert landed.build().succeeded
+    assert found(landed) == {}
+    assert landed.one("select count(*) from meta.failed_months") == 0
+
+
+def test_a_question_that_takes_too_long_is_no_server_that_is_gone(
+    landed: Platform, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalayer.operations.conditions._PATIENCE", 0.3)
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    told(landed, hook.url)
+    with transaction(landed.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("lock table meta.tables in access exclusive mode")
+        findings = find(landed.warehouse.settings, NOW)
+        assert findings.conditions == ()
+        assert "delivery_rejected" in findings.unknown
+        told(landed, hook.url, NOW + timedelta(minutes=9))
+        connection.rollback()
+    told(landed, hook.url, NOW + timedelta(minutes=10))
+    assert len(hook.got) == 1
+
+
+def test_an_earlier_release_s_warehouse_is_looked_at(landed: Platform) -> None:
+    with transaction(landed.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("alter table meta.tables drop column source")
+        cursor.execute("drop table meta.failed_checks, meta.failed_months")
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    assert found(landed, LATER + timedelta(days=30))
+
+
+def test_what_was_told_is_remembered_on_a_full_disk(
+    landed: Platform, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("metalayer.operations.alerts.write_over", full)
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    settings = landed.warehouse.settings.model_copy(update={"alert_urls": SecretStr(hook.url)})
+    teller = Teller(settings)
+    for _ in range(3):
+        teller.look(NOW)
+    assert len(hook.got) == 1
+
+
+def test_a_storm_fits_into_a_chat(landed: Platform, hook: Webhook) -> None:
+    for number in range(60):
+        landed.land(f"erp/orders_{number:03}.csv", f"order_id\n{number}\n")
+    landed.build()
+    told(landed, hook.url)
+    (message,) = hook.got
+    assert message["title"] == "[MetaLayer] 60 things wrong"
+    assert len(message["message"]) < 1_800
+    assert " more\nNext: " in message["message"]
+
+
 def test_owners_are_told_about_their_tables_and_others_about_everything(
     landed: Platform, hook: Webhook, other_hook: Webhook
 ) -> None:
@@ -161,11 +278,12 @@ def test_a_storm_is_one_message(landed: Platform, hook: Webhook) -> None:
     told(landed, hook.url)
     assert hook.titles == ["6 things wrong"]
     assert all(f"orders_2025-{m:02}.csv was refused" in hook.got[0]["message"] for m in range(2, 8))
+    assert "`metalayer alerts` says of each" in hook.got[0]["message"]
     for month in range(2, 8):
         (landed.landing / f"erp/orders_2025-{month:02}.csv").unlink()
     told(landed, hook.url)
     told(landed, hook.url)
-    assert hook.titles[1:] == ["0 things wrong, 6 well again"]
+    assert hook.titles[1:] == ["6 things no longer so"]
 
 
 def test_an_address_that_takes_nothing_is_tried_again_and_the_others_are_told_once(
@@ -194,12 +312,14 @@ def test_a_server_that_is_gone_is_told_after_a_minute_and_nothing_passes_for_wel
             "database_url": SecretStr("postgresql+psycopg2://postgres@127.0.0.1:1/none"),
         }
     )
+    teller = Teller(settings)
     for seconds in (0, 30, 70, 100):
-        look(settings, NOW + timedelta(seconds=seconds))
+        teller.look(NOW + timedelta(seconds=seconds))
     assert hook.titles[1:] == ["PostgreSQL does not answer"]
     assert hook.got[1]["type"] == "failure"
-    told(landed, hook.url, NOW + timedelta(minutes=5))
-    assert hook.titles[2:] == ["Well again: PostgreSQL does not answer"]
+    for minutes in (5, 7):
+        told(landed, hook.url, NOW + timedelta(minutes=minutes))
+    assert hook.titles[2:] == ["No longer so: PostgreSQL does not answer"]
 
 
 def test_what_was_told_is_kept_without_addresses_and_begun_anew_if_unreadable(
@@ -241,7 +361,18 @@ def test_addresses_are_shown_without_their_secrets(tmp_path: Path) -> None:
     assert first.owner is None
     assert second.owner == "team:sales-data"
     assert second.url == "json://other:geheim@localhost/a=b://c"
-    assert "geheim" not in f"{first}{second}{first.shown}{second.shown}{settings!r}"
+    assert "geheim" not in f"{first}{second}{settings!r}"
+    assert second.shown == "address 2 (json://...)"
+
+
+def test_addresses_may_stand_with_commas_between(tmp_path: Path) -> None:
+    urls = "json://a/, mailto://u:p@example.org?to=x@y.org,z@y.org,team:crm=json://b/"
+    settings = Settings(_env_file=None, home=tmp_path, alert_urls=SecretStr(urls))
+    assert [(a.owner, a.url) for a in addresses(settings)] == [
+        (None, "json://a/"),
+        (None, "mailto://u:p@example.org?to=x@y.org,z@y.org"),
+        ("team:crm", "json://b/"),
+    ]
 
 
 @pytest.fixture

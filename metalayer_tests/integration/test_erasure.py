@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from metalayer.catalog import catalog
+from metalayer.contracts.classification import ANONYMOUS
 from metalayer.errors import ConfigurationError, LandingError, UsageError
 from metalayer.governance import erasure
 from metalayer.governance.certificates import certificate, verify
@@ -113,7 +114,7 @@ def test_nothing_is_left_and_no_total_changes(held: Platform) -> None:
     # Facts stay, for nobody; and nobody is missed.
     assert held.ask(
         "select customer_id, customer_key, count(*) from gold.fact_orders group by 1, 2 order by 1"
-    )[0] == (-1, 0, 2)
+    )[0] == (int(ANONYMOUS), 0, 2)
     assert held.build().warnings == []
     erased = "select file, rows_erased from meta.ledger where rows_erased > 0 order by 1"
     assert dict(held.ask(erased)) == done.files
@@ -247,7 +248,7 @@ def test_a_withdrawn_file_is_rewritten_too(held: Platform) -> None:
     assert held.build().succeeded
     assert erase(held).left == []
     text = (held.landing / ".withdrawn/erp/orders_late.csv").read_text()
-    assert "4,-1," in text
+    assert f"4,{ANONYMOUS}," in text
     assert "5,8," in text
 
 
@@ -302,7 +303,7 @@ def test_a_packed_file_lands_again_without_being_new(held: Platform) -> None:
 
 
 def test_the_number_of_everybody_who_was_erased_is_nobodys(held: Platform) -> None:
-    for number in ("-1", "0"):
+    for number in (ANONYMOUS, "0"):
         with pytest.raises(UsageError, match="is nobody's number"):
             erase(held, number)
 
@@ -440,7 +441,7 @@ def test_a_newer_export_is_never_overwritten(ground: Ground, tmp_path: Path) -> 
     ground.land({"erp/orders_2025-01.csv": newer})
     assert ground.commands.run(*words).code == 0
     text = (ground.settings.landing / "erp/orders_2025-01.csv").read_text()
-    assert text == newer.replace("1,7,", "1,-1,")
+    assert text == newer.replace("1,7,", f"1,{ANONYMOUS},")
     assert ground.ask("select count(*) from silver.orders where order_id = 3") == [(1,)]
     assert list(ground.settings.landing.rglob("*.erased")) == []
 
