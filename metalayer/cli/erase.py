@@ -111,7 +111,7 @@ def hold(
     with open_warehouse(settings) as warehouse:
         if not release:
             erasure.hold(warehouse, catalog(), _KIND, customer, settings.why)
-            say("The customer is kept until `hold --release`.")
+            say("They are kept until `hold --release`, also if nothing is held of them yet.")
         elif erasure.release(warehouse, catalog(), _KIND, customer):
             say("The customer can be erased again.")
         else:

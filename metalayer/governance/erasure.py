@@ -156,6 +156,7 @@ def planned(found: Subject) -> Erasure:
     )
 
 
+_UNSEARCHED = "it is cut off, so it cannot be searched to its end: delete it, and erase again"
 _OTHER_FILE = "it is in no table, and names the person; remove it, or mend it and build"
 
 
@@ -361,11 +362,10 @@ def _search(warehouse: Warehouse, tables: Catalog, found: Subject, told: Tell) -
         f"{e.table} {e.month} version {e.version}: erase again" for e in again.earlier_versions
     ]
     left += [f"{file}: {_OTHER_FILE}" for file in again.other_files]
-    left += [f"{file}: it cannot be searched to its end" for file in again.unsearched]
+    left += [f"{file}: {_UNSEARCHED}" for file in again.unsearched]
     # What is in the landing zone has been told.
     left += [
-        f"METALAYER_HOME/{file}: "
-        + ("it names the person" if names else "it cannot be searched to its end")
+        f"METALAYER_HOME/{file}: " + ("it names the person" if names else _UNSEARCHED)
         for file, names in mentions_of(again, settings.home)
         if not (settings.home / file).is_relative_to(settings.landing)
     ]

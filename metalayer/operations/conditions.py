@@ -28,6 +28,7 @@ from metalayer.errors import MetaLayerError
 from metalayer.lateness import Punctuality, punctuality
 from metalayer.operations.looking import looking
 from metalayer.settings import Settings
+from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.server import standing_server
 from metalayer.wording import counted, named
 
@@ -230,7 +231,7 @@ def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condit
             next_step="Have it exported again and land it under the same name; "
             "`metalayer ledger` has the whole reason.",
             owner=known.owner(table),
-            affects=known.behind(table) if table else (),
+            affects=(table, *known.behind(table)) if table else (),
         )
 
 
@@ -308,7 +309,7 @@ def _missing(known: _Known) -> Iterator[Condition]:
             continue  # it has never come: nobody is used to it
         yield Condition(
             key=f"month_missing {name}",
-            title=f"{name} lacks {month:%Y-%m}",
+            title=f"{name} lacks {_months(told.newest_month, month)}",
             what=told.verdict,
             since=told.late_since,
             next_step=told.next_step,
@@ -316,6 +317,12 @@ def _missing(known: _Known) -> Iterator[Condition]:
             affects=tuple(t for t in known.behind(name) if t in late),
             about=frozenset((f"{month:%Y-%m}",)),
         )
+
+
+def _months(newest: date, due: date) -> str:
+    """What is missing behind the newest month that is there: "2025-02", "2025-02 to 2025-04"."""
+    first = next_month(newest)
+    return f"{first:%Y-%m}" if first == due else f"{first:%Y-%m} to {due:%Y-%m}"
 
 
 def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:

@@ -106,6 +106,21 @@ def test_nothing_is_left_when_nobody_listens_any_more(server_folder: Path) -> No
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
+def test_an_address_that_is_none_is_refused_before_anything_starts(server_folder: Path) -> None:
+    up = Up(server_folder / "home", METALAYER_ALERT_URLS="json://localhost/ nonsense")
+    assert up.process.wait(60) == 1
+    up.close()
+    assert "address 2 " in up.said
+    assert not (up.home / "postgres").exists()
+
+
+def test_the_metrics_do_not_take_the_port_of_the_web_interface(server_folder: Path) -> None:
+    up = Up(server_folder / "home", "--port", "19463", "--metrics-port", "19463")
+    assert up.process.wait(60) == 2
+    up.close()
+    assert "Port 19463 is the web interface's" in up.said
+
+
 def test_a_second_one_says_that_one_runs(lasting: Up) -> None:
     said = lasting.run("up", "--port", lasting.url.rpartition(":")[2])
     assert said.returncode == 2

@@ -88,7 +88,7 @@ def test_a_refused_file_is_told_once_and_when_it_is_well_again(
     for words in (
         "customer_id",  # what it lacks
         "Owner: team:sales-data",
-        "Affects: silver.orders, ",
+        "Affects: bronze.orders, silver.orders, ",
         "gold.fact_orders",
         "Next: Have it exported again",
         "Since: ",
@@ -171,7 +171,7 @@ def test_another_month_that_fails_is_told_as_well(landed: Platform, hook: Webhoo
 def test_the_next_month_that_is_missing_is_told_as_well(landed: Platform, hook: Webhook) -> None:
     for days in (0, 30, 31):
         told(landed, f"team:sales-data={hook.url}", LATER + timedelta(days=30 + days))
-    assert hook.titles == ["bronze.orders lacks 2025-02", "bronze.orders lacks 2025-03"]
+    assert hook.titles == ["bronze.orders lacks 2025-02", "bronze.orders lacks 2025-02 to 2025-03"]
 
 
 def test_a_check_that_failed_is_wrong_until_it_passes(landed: Platform) -> None:
