@@ -43,9 +43,11 @@ def alerts(
     Each cause is shown once, with the tables that lack something for it and what to do. `up` tells
     the addresses in METALAYER_ALERT_URLS, each cause once, and when it is well again.
     """
+    from metalayer.operations.looking import log_to_stderr
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    log_to_stderr()
     if send + watch + test + as_json > 1:
         raise UsageError("--send, --watch, --test and --json each go alone", "Choose one of them.")
     if test:

@@ -28,9 +28,11 @@ def metrics(
     where none answers, the metrics say so.
     """
     from metalayer.operations.exporter import exporter, exposition
+    from metalayer.operations.looking import log_to_stderr
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    log_to_stderr()
     if once:
         sys.stdout.write(exposition(settings))
         return

@@ -1,11 +1,12 @@
-"""Connections for those who only look: they write nothing, and give up what takes long.
+"""What those who only look have in common: connections that write nothing, and a log.
 
-Does not belong here: what is asked on them.
+Does not belong here: what is asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,13 @@ from metalayer.inspection import libpq_url
 from metalayer.warehouse.server import SESSION
 
 _CONNECT_SECONDS = 2
+
+
+def log_to_stderr() -> None:
+    """Say on stderr what could not be looked at: of a process of `up` that is its log."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger(__package__).addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,7 @@ def test_an_embedded_server_is_not_started_for_them(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert value(measured(done.stdout), "up") == 0
+    assert "warehouse cannot be measured: " in done.stderr
     assert list(home.iterdir()) == []
 
 
