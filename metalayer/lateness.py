@@ -140,7 +140,7 @@ def _judged(
     newest = max((m for m in there if m <= month), default=None)
     if newest == month:
         return Punctuality(table, due, month, newest)
-    first_missing = month if newest is None else _following(newest)
+    first_missing = month if newest is None else following_month(newest)
     if not made_from and not table.startswith(_SOURCES):
         # It spans the months that anything landed for.
         sources = [name for name in published if name.startswith(_SOURCES)]
@@ -150,6 +150,7 @@ def _judged(
     return Punctuality(table, due, month, newest, due.moment(first_missing), lacking)
 
 
-def _following(month: date) -> date:
+def following_month(month: date) -> date:
+    """First day of the month after `month`."""
     year, following = divmod(month.year * 12 + month.month, 12)
     return date(year, following + 1, 1)

@@ -333,27 +333,31 @@ def forget_mended(cursor: Any, settings: Settings, state: State) -> None:
     """Let go of failures of what is up to date now, so that nobody takes them for standing ones."""
     failures, specs = load_failures(cursor), catalog().specs
     mended = [
-        (table, month)
-        for table, month in failures.months
-        if table not in specs or not is_stale(table_job(table, settings), state, month)
+        (table, month, made_from)
+        for (table, month), made_from in failures.months.items()
+        if table in specs and not is_stale(table_job(table, settings), state, month)
     ]
     if mended:
+        # What failed otherwise meanwhile stays.
         cursor.execute(
-            "delete from meta.failed_months as f using unnest(%s, %s::date[]) as m (name, month) "
-            "where f.table_name = m.name and f.month = m.month",
-            ([table for table, _ in mended], [month for _, month in mended]),
+            "delete from meta.failed_months as f using unnest(%s, %s::date[], %s) "
+            "as m (name, month, made_from) where f.table_name = m.name and f.month = m.month "
+            "and f.made_from = m.made_from",
+            [list(each) for each in zip(*mended, strict=True)],
         )
     passed = [
-        table
-        for table in failures.checks
-        if table not in specs
-        or (
-            not to_be_checked(job := table_job(table, settings), state)
-            and not any(is_stale(job, state, m) for m in state.published.get(table, {}))
-        )
+        (table, versions)
+        for table, versions in failures.checks.items()
+        if table in specs
+        and not to_be_checked(job := table_job(table, settings), state)
+        and not any(is_stale(job, state, m) for m in state.published.get(table, {}))
     ]
     if passed:
-        cursor.execute("delete from meta.failed_checks where table_name = any(%s)", (passed,))
+        cursor.execute(
+            "delete from meta.failed_checks as f using unnest(%s, %s) as m (name, versions) "
+            "where f.table_name = m.name and f.versions = m.versions",
+            [list(each) for each in zip(*passed, strict=True)],
+        )
 
 
 def preview(

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from metalayer.cli.ask import say_nothing_yet
 from metalayer.console import say, say_next, shown, stdout, working
-from metalayer.errors import UsageError
+from metalayer.errors import MetaLayerError, UsageError
 from metalayer.wording import named
 
 if TYPE_CHECKING:
@@ -65,8 +65,11 @@ def alerts(
     teller = Teller(settings)
     if not watch:
         with _standing(settings) as is_there:
-            if is_there:
-                _tell_of(teller.look())
+            done = teller.look() if is_there else None
+        if done is not None:
+            _tell_of(done)
+            if done.refused:
+                raise typer.Exit(1)
         return
     with contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -84,17 +87,22 @@ def _standing(settings: Settings) -> Iterator[bool]:
 
     if settings.database_url is not None:
         yield True
-    elif (settings.pgdata / "PG_VERSION").exists():
-        with working("Starting PostgreSQL") as tell, warehouse_server(settings, tell):
-            yield True
-    else:
+    elif not (settings.pgdata / "PG_VERSION").exists():
         yield False
+    else:
+        with contextlib.ExitStack() as stack:
+            # Where it does not start, that is what is wrong.
+            with contextlib.suppress(MetaLayerError):
+                tell = stack.enter_context(working("Starting PostgreSQL"))
+                stack.enter_context(warehouse_server(settings, tell))
+            yield True
 
 
 def _show(settings: Settings, *, is_there: bool, as_json: bool) -> None:
     from metalayer.operations.conditions import find
 
-    found = find(settings).conditions if is_there else ()
+    findings = find(settings)
+    found = findings.told if is_there else ()
     if as_json:
         told = [{**asdict(c), "about": sorted(c.about)} for c in found]
         sys.stdout.write(json.dumps(told, indent=2, default=str) + "\n")
@@ -112,7 +120,9 @@ def _show(settings: Settings, *, is_there: bool, as_json: bool) -> None:
                 Text(f"  affects: {named(condition.affects, _MOST_AFFECTED)}"), soft_wrap=True
             )
         out.print(Text(f"  next: {shown(condition.next_step)}", style="dim"), soft_wrap=True)
-    if not found:
+    if findings.unknown:
+        say("PostgreSQL did not answer everything that was asked, so there may be more.", "yellow")
+    elif not found:
         say("Nothing is wrong.")
     if settings.alert_urls is None:
         say_next(("alerts --help", "have people told by mail or chat"))

@@ -38,7 +38,7 @@ from metalayer.landing.records import open_with_grammar
 from metalayer.landing.seal import anew_sql, let_seal
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record
-from metalayer.warehouse.ddl import is_mask_of
+from metalayer.warehouse.ddl import is_mask_of, stored_masks
 from metalayer.warehouse.evolve import evolved_columns, with_evolved
 from metalayer.warehouse.keys import (
     CURRENT,
@@ -237,7 +237,14 @@ def _seal_leaf(cursor: Any, memory: duckdb.DuckDBPyConnection, spec: TableSpec, 
     if cursor.fetchone() == (False,):
         return is_changed
     cursor.execute("analyze anew")
-    masks = [name for name in there if is_mask_name(name)]
+    lasting = {mask.name for mask in stored_masks(spec).values() if mask.of.sealed_type is not None}
+    masks = [
+        name
+        for name in there
+        if is_mask_name(name)
+        and name not in lasting
+        and any(is_mask_of(name, column) for column in columns)
+    ]
     cursor.execute(_update(table, columns, masks))
     return True
 
@@ -287,8 +294,9 @@ def _update(
 ) -> sql.Composable:
     """One pass over the rows, for all of their encrypted columns.
 
-    Stored masks of these are emptied, and so computed on reading: those of a hint would be as they
-    are, that of a ciphertext would not.
+    Args:
+        masks: Columns to empty, whose masks are then computed on reading: those of the columns, but
+            for masks of a hint, which does not change.
     """
     numbered = [(sql.Identifier(f"a{n}"), c) for n, c in enumerate(columns)]
     return sql.SQL(
@@ -301,11 +309,7 @@ def _update(
                     sql.SQL("{c} = coalesce({a}.new, s.{c})").format(c=sql.Identifier(c.name), a=a)
                     for a, c in numbered
                 ),
-                *(
-                    sql.SQL("{} = null").format(sql.Identifier(name))
-                    for name in masks
-                    if any(is_mask_of(name, c) and c.sealed_type is None for c in columns)
-                ),
+                *(sql.SQL("{} = null").format(sql.Identifier(name)) for name in masks),
             ]
         ),
         joins=sql.SQL(" ").join(

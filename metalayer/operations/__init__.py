@@ -1,4 +1,4 @@
-"""Running MetaLayer day and night: what can be measured of it while it works.
+"""Running MetaLayer day and night: what can be measured, and who is told what is wrong.
 
 Everything here only looks, from outside: it works beside `up`, beside services, and beside a
 warehouse that nobody builds just then.

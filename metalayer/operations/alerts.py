@@ -117,18 +117,30 @@ class _Told:
     Attributes:
         title: As it was when it was last told.
         seen_at: When it was first seen.
+        news_at: When what is told now was first seen: it may have spread since.
         about: What it was about, see `Condition.about`.
-        settles_seconds: For how long it may be gone before that is told.
-        told: Addresses that know.
+        settles_seconds: For how long it must be so, or no longer so, to be told.
+        told: Addresses that know of it as it is now.
+        knows: Addresses that know that there is something, and are told when it is over.
         gone_at: When it was first seen no longer; None while it lasts.
+        is_silent: Whether something else that was told explains it for good.
     """
 
     title: str
     seen_at: str
+    news_at: str
     about: list[str]
     settles_seconds: float
     told: list[str] = field(default_factory=list)
+    knows: list[str] = field(default_factory=list)
     gone_at: str | None = None
+    is_silent: bool = False
+
+    @classmethod
+    def begun(cls, condition: Condition, now: datetime) -> _Told:
+        """Of one that is seen for the first time."""
+        seen = now.isoformat()
+        return cls(condition.title, seen, seen, sorted(condition.about), condition.settles_seconds)
 
     def is_ripe(self, since: str, now: datetime) -> bool:
         """Whether it has been so for long enough to be told."""
@@ -136,9 +148,22 @@ class _Told:
 
     def takes(self, condition: Condition, now: datetime) -> None:
         """It is wrong, again or still: what is new in it is told anew."""
-        if condition.about - set(self.about):
-            self.title, self.told, self.seen_at = condition.title, [], now.isoformat()
-        self.about, self.gone_at = sorted(condition.about), None
+        self.gone_at = None
+        if condition.is_explained:
+            # A run that failed for something that was told did so for good.
+            if condition.stays_explained and not self.knows:
+                self.is_silent, self.about = True, sorted(condition.about)
+            return
+        is_new = bool(condition.about - set(self.about))
+        if is_new and (condition.spreads or self.is_silent):
+            self.title, self.told, self.news_at = condition.title, [], now.isoformat()
+            self.is_silent = False
+        self.about = sorted(condition.about)
+
+    def is_told_to(self, address: str) -> None:
+        """Note that an address knows."""
+        self.told.append(address)
+        self.knows = sorted({*self.knows, address})
 
 
 @dataclass(frozen=True)
@@ -239,16 +264,18 @@ def _tell(
     """Send what is to be sent, and note in `told` who knows what, at once: nobody is told twice."""
     wrong = {condition.key: condition for condition in findings.conditions}
     for c in wrong.values():
-        begun = _Told(c.title, now.isoformat(), sorted(c.about), c.settles_seconds)
-        told.setdefault(c.key, begun).takes(c, now)
-    over = {
-        key: known
-        for key, known in told.items()
-        if key not in wrong and key.partition(" ")[0] not in findings.unknown
-    }
-    for known in over.values():
+        if c.key in told or not c.is_explained or c.stays_explained:
+            told.setdefault(c.key, _Told.begun(c, now)).takes(c, now)
+    over = {}
+    for key, known in list(told.items()):
+        if key in wrong or key.partition(" ")[0] in findings.unknown:
+            continue
         known.gone_at = known.gone_at or now.isoformat()
-    over = {k: known for k, known in over.items() if known.is_ripe(known.gone_at or "", now)}
+        # Whoever is no longer in the settings need not be told that it is well.
+        if not set(known.knows) & {address.id for address in to}:
+            del told[key]
+        elif known.is_ripe(known.gone_at, now):
+            over[key] = known
     sent: list[tuple[str, Message]] = []
     refused: list[str] = []
     for address in to:
@@ -256,13 +283,15 @@ def _tell(
             condition
             for key, condition in wrong.items()
             if address.wants(condition)
+            and not condition.is_explained
+            and not told[key].is_silent
             and address.id not in told[key].told
-            and told[key].is_ripe(told[key].seen_at, now)
+            and told[key].is_ripe(told[key].news_at, now)
         ]
-        well = [key for key, known in over.items() if address.id in known.told]
+        well = [known for known in over.values() if address.id in known.knows]
         news: list[_News] = [
-            *((_wrong(c, told[c.key]), partial(told[c.key].told.append, address.id)) for c in new),
-            *((_well(over[key], now), partial(over[key].told.remove, address.id)) for key in well),
+            *((_wrong(c, told[c.key]), partial(told[c.key].is_told_to, address.id)) for c in new),
+            *((_well(known, now), partial(known.knows.remove, address.id)) for known in well),
         ]
         if len(news) > _MOST_MESSAGES:
             news = [_digest(news)]
@@ -274,11 +303,9 @@ def _tell(
             else:
                 refused.append(address.shown)
                 break
-    for key, known in over.items():
-        # Whoever is no longer in the settings need not be told that it is well.
-        if not set(known.told) & {address.id for address in to}:
-            del told[key]
-    return Round(tuple(wrong.values()), tuple(sent), tuple(refused))
+    for key in [key for key, known in over.items() if not known.knows]:
+        del told[key]
+    return Round(findings.told, tuple(sent), tuple(refused))
 
 
 _News = tuple[Message, Callable[[], Any]]
@@ -332,7 +359,12 @@ def _read(path: Path) -> dict[str, _Told]:
     """What was told; nothing where the file cannot be read: then it is told once more."""
     try:
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _Told(**known) for key, known in found.items()}
+        told = {key: _Told(**known) for key, known in found.items()}
+        for known in told.values():
+            for at in (known.seen_at, known.news_at, *filter(None, [known.gone_at])):
+                datetime.fromisoformat(at)
+            _ = {*known.about, *known.told, *known.knows}, known.settles_seconds + 1.0
+        return told
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError):

@@ -25,10 +25,9 @@ from typing import Any, Literal
 import psycopg2
 
 from metalayer.errors import MetaLayerError
-from metalayer.lateness import Punctuality, punctuality
-from metalayer.operations.looking import looking
+from metalayer.lateness import Punctuality, following_month, punctuality
+from metalayer.operations.looking import is_there, looking
 from metalayer.settings import Settings
-from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.server import standing_server
 from metalayer.wording import counted, named
 
@@ -54,8 +53,10 @@ class Condition:
         next_step: What to do.
         settles_seconds: For how long it may be so, or no longer so, before it is worth telling:
             some things mend themselves, or come and go.
-        about: What it is about in particular, months say. Something that was not in it before is
-            told again.
+        about: What it is about in particular, months say.
+        spreads: Whether something that was not in `about` before is worth telling again.
+        is_explained: Whether another condition that is told says why. It lasts, and is not told.
+        stays_explained: Whether that holds for good, for what is the same in `about`.
     """
 
     key: str
@@ -68,6 +69,9 @@ class Condition:
     affects: tuple[str, ...] = ()
     settles_seconds: float = 0.0
     about: frozenset[str] = frozenset()
+    spreads: bool = True
+    is_explained: bool = False
+    stays_explained: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,17 @@ class Findings:
     """What is wrong, and of what it cannot be told.
 
     Attributes:
-        conditions: What was found.
+        conditions: What was found, also what another of them explains.
         unknown: Kinds of which nobody can say whether they are over.
     """
 
     conditions: tuple[Condition, ...]
     unknown: frozenset[str] = frozenset()
+
+    @property
+    def told(self) -> tuple[Condition, ...]:
+        """What there is to tell: one for each cause."""
+        return tuple(c for c in self.conditions if not c.is_explained)
 
 
 @dataclass(frozen=True)
@@ -96,25 +105,27 @@ class _Known:
     """What the warehouse says of its tables.
 
     Attributes:
-        explained: Table -> from which month on it is told why nothing is built.
-        refused: Table -> the last month of which a file was refused.
+        refused: Bronze table -> the months of which a file was refused.
+        failed: Table -> the months that failed.
+        holes: Table -> the first of these that nobody has ever seen: what looks back waits for it.
+        unsound: Tables of which a check failed, behind which nothing is built.
     """
 
     tables: Mapping[str, _Table]
     late: Mapping[str, Punctuality]
-    explained: dict[str, date] = field(default_factory=dict)
-    refused: dict[str, date] = field(default_factory=dict)
+    refused: dict[str, set[date]] = field(default_factory=dict)
+    failed: dict[str, set[date]] = field(default_factory=dict)
+    holes: dict[str, date] = field(default_factory=dict)
+    unsound: set[str] = field(default_factory=set)
 
-    def explain(self, table: str, since: date) -> None:
-        """Note why nothing comes from a month on; the earliest counts."""
-        self.explained[table] = min(since, self.explained.get(table, since))
-
-    def is_explained(self, tables: Iterable[str], month: date) -> bool:
-        """Whether it is told already why one of the tables lacks the month."""
-        return any(
-            self.explained.get(table, date.max) <= month
-            or month <= self.refused.get(table, date.min)
-            for table in tables
+    def is_explained(self, table: str, month: date) -> bool:
+        """Whether it is told already why a table lacks a month that all it is made from has."""
+        upstream = self.tables[table].made_from
+        return (
+            month in self.refused.get(table, ())
+            or month in self.failed.get(table, ())
+            or bool(upstream & self.unsound)
+            or any(self.holes.get(name, date.max) <= month for name in upstream)
         )
 
     def behind(self, *tables: str) -> tuple[str, ...]:
@@ -153,17 +164,26 @@ def find(settings: Settings, now: datetime | None = None) -> Findings:
             known, failed = _of_warehouse(cursor, settings, now)
             found += known
         # A run that failed may be explained by what is not known.
-        with _unless_refused(_OF_RUNS, unknown):
+        try:
             connection = stack.enter_context(looking(server.dagster_url, "alerts", _PATIENCE))
-            with connection.cursor() as cursor:
+        except psycopg2.OperationalError as error:
+            found.append(_down(error, now, "dagster_down", "Dagster's database does not answer"))
+            unknown |= _OF_RUNS
+        else:
+            with _unless_refused(_OF_RUNS, unknown), connection.cursor() as cursor:
                 found += [] if unknown else _runs(cursor, failed)
     return Findings(tuple(found), frozenset(unknown | (_OF_RUNS if unknown else set())))
 
 
-def _down(error: Exception, now: datetime) -> Condition:
+def _down(
+    error: Exception,
+    now: datetime,
+    key: str = "warehouse_down",
+    title: str = "PostgreSQL does not answer",
+) -> Condition:
     return Condition(
-        key="warehouse_down",
-        title="PostgreSQL does not answer",
+        key=key,
+        title=title,
         what=f"Nothing lands and nothing is built: {_shortened(str(error))}",
         since=now,
         next_step="Look whether `metalayer up` runs, then `metalayer doctor`.",
@@ -186,7 +206,7 @@ def _of_warehouse(
     cursor: Any, settings: Settings, now: datetime
 ) -> tuple[list[Condition], list[datetime]]:
     """What is wrong with files and tables; and when audits and checks failed."""
-    if not _is_there(cursor, "meta.tables"):
+    if not is_there(cursor, "meta.tables"):
         return [], []
     cursor.execute(
         # A warehouse of an earlier release does not say these.
@@ -210,19 +230,20 @@ def _of_warehouse(
 def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condition]:
     """Files whose last version was refused, as long as they lie there."""
     cursor.execute(
-        "select source, file, reason, registered_at, fallback_month from ("
+        "select delivery_id, source, file, reason, registered_at, fallback_month from ("
         "select distinct on (source, file) * "
         "from meta.deliveries order by source, file, delivery_id desc) as d "
         "where status = 'rejected' order by source, file"
     )
     of_source = {t.source: t.name for t in known.tables.values() if t.source}
-    for source, file, reason, at, month in cursor.fetchall():
-        if not (settings.landing / file).exists():
-            continue
+    for delivery, source, file, reason, at, month in cursor.fetchall():
+        with contextlib.suppress(OSError):  # who may not look takes it for there
+            if not (settings.landing / file).exists():
+                continue
         table = of_source.get(source)
         if table:
             # What of that month did not come did not come for this.
-            known.refused[table] = max(month or at.date(), known.refused.get(table, date.min))
+            known.refused.setdefault(table, set()).add(month.replace(day=1))
         yield Condition(
             key=f"delivery_rejected {file}",
             title=f"{file} was refused",
@@ -232,26 +253,32 @@ def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condit
             "`metalayer ledger` has the whole reason.",
             owner=known.owner(table),
             affects=(table, *known.behind(table)) if table else (),
+            about=frozenset((str(delivery),)),
         )
 
 
 def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterator[Condition]:
-    """Tables of which months failed their audit and were not published since."""
-    if not _is_there(cursor, "meta.failed_months"):
+    """Tables of which months failed their audit and were not published anew since."""
+    if not is_there(cursor, "meta.failed_months"):
         return
     cursor.execute(
-        "select f.table_name, min(f.month), array_agg(to_char(f.month, 'YYYY-MM') "
-        "order by f.month), "
+        "select f.table_name, min(f.month) filter (where v.month is null), "
+        "array_agg(f.month order by f.month), "
         "(array_agg(f.problem order by f.month))[1], min(f.failed_at), array_agg(f.failed_at) "
         "from meta.failed_months as f left join meta.versions as v "
         "on v.table_name = f.table_name and v.month = f.month and v.is_current "
-        "where v.published_at is null or v.published_at < f.failed_at group by 1"
+        # What a rollback published is an earlier state.
+        "where v.published_at is null or v.published_at < f.failed_at or v.restores is not null "
+        "group by 1"
     )
-    for table, first, months, problem, since, times in cursor.fetchall():
+    for table, hole, found, problem, since, times in cursor.fetchall():
         if table not in known.tables:
             continue
         failed += times
-        known.explain(table, first)
+        months = [f"{month:%Y-%m}" for month in found]
+        known.failed[table] = set(found)
+        if hole is not None:
+            known.holes[table] = hole
         yield Condition(
             key=f"month_failed {table}",
             title=f"{counted(len(months), 'month')} of {table} broke the contract",
@@ -268,19 +295,19 @@ def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
 
 def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterator[Condition]:
     """Tables whose blocking checks failed, which hold up what is behind them."""
-    if not _is_there(cursor, "meta.failed_checks"):
+    if not is_there(cursor, "meta.failed_checks"):
         return
     cursor.execute(
-        "select table_name, problem, failed_at, versions from meta.failed_checks as f "
+        "select table_name, problem, failed_at from meta.failed_checks as f "
         # They have passed since where nothing is left to be asked about.
         "where exists (select from meta.versions as v where v.table_name = f.table_name "
         "and v.is_current and not v.is_checked) order by 1"
     )
-    for table, problem, since, versions in cursor.fetchall():
+    for table, problem, since in cursor.fetchall():
         if table not in known.tables:
             continue
         failed.append(since)
-        known.explain(table, date.min)
+        known.unsound.add(table)
         yield Condition(
             key=f"check_failed {table}",
             title=f"A check of {table} failed",
@@ -290,7 +317,6 @@ def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
             severity="critical",
             owner=known.owner(table),
             affects=known.behind(table),
-            about=frozenset((versions,)),
         )
 
 
@@ -301,9 +327,7 @@ def _missing(known: _Known) -> Iterator[Condition]:
         assert told.due_month is not None
         assert told.late_since is not None
         month: date = told.due_month
-        if told.waits_for != (name,) or known.is_explained(
-            (name, *known.tables[name].made_from), month
-        ):
+        if told.waits_for != (name,):
             continue
         if told.newest_month is None:
             continue  # it has never come: nobody is used to it
@@ -316,18 +340,19 @@ def _missing(known: _Known) -> Iterator[Condition]:
             owner=known.owner(name),
             affects=tuple(t for t in known.behind(name) if t in late),
             about=frozenset((f"{month:%Y-%m}",)),
+            is_explained=known.is_explained(name, month),
         )
 
 
 def _months(newest: date, due: date) -> str:
     """What is missing behind the newest month that is there: "2025-02", "2025-02 to 2025-04"."""
-    first = next_month(newest)
+    first = following_month(newest)
     return f"{first:%Y-%m}" if first == due else f"{first:%Y-%m} to {due:%Y-%m}"
 
 
 def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
-    """Jobs whose last run that ended has failed, for no reason that is told already."""
-    if not _is_there(cursor, "runs"):
+    """Jobs whose last run that ended has failed; explained where a month or check failed in it."""
+    if not is_there(cursor, "runs"):
         return []
     cursor.execute(
         "select distinct on (pipeline_name) pipeline_name, run_id, status, "
@@ -344,9 +369,13 @@ def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
             since=ended,
             next_step=f"Open run {run[:8]} in the web interface: its failed step says why.",
             about=frozenset((run,)),
+            # One that is tried again and again is told once.
+            spreads=False,
+            is_explained=any(began <= at <= ended for at in explained),
+            stays_explained=True,
         )
         for job, run, status, began, ended in cursor.fetchall()
-        if status == "FAILURE" and not any(began <= at <= ended for at in explained)
+        if status == "FAILURE"
     ]
 
 
@@ -371,11 +400,6 @@ def _disks(settings: Settings, now: datetime) -> Iterator[Condition]:
                 # Sorting alone takes and gives back gigabytes.
                 settles_seconds=300.0,
             )
-
-
-def _is_there(cursor: Any, name: str) -> bool:
-    cursor.execute("select to_regclass(%s) is not null", (name,))
-    return bool(cursor.fetchone()[0])
 
 
 def _shortened(text: str) -> str:

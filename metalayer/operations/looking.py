@@ -18,6 +18,12 @@ from metalayer.warehouse.server import SESSION
 _CONNECT_SECONDS = 2
 
 
+def is_there(cursor: Any, name: str) -> bool:
+    """Whether there is a table or view of that name."""
+    cursor.execute("select to_regclass(%s) is not null", (name,))
+    return bool(cursor.fetchone()[0])
+
+
 def log_to_stderr() -> None:
     """Say on stderr what could not be looked at: of a process of `up` that is its log."""
     handler = logging.StreamHandler()

@@ -26,7 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 
 from metalayer.inspection import table_status
-from metalayer.operations.looking import looking
+from metalayer.operations.looking import is_there, looking
 from metalayer.settings import Settings
 from metalayer.warehouse.server import WarehouseServer, standing_server
 
@@ -125,7 +125,7 @@ class Metrics(Collector):
 
     def _tables(self, connection: Any) -> Iterator[Metric]:
         """What is published, quarantined, late and kept, by table."""
-        if not _is_there(connection, "meta.tables"):
+        if not _has(connection, "meta.tables"):
             return
         now = datetime.now(UTC)
         found = table_status(connection, self._settings.start_month, now)
@@ -204,7 +204,7 @@ class Metrics(Collector):
 
 def _kept(connection: Any) -> Iterator[Metric]:
     """What the months of each table take: disk, versions, and the time they were built in."""
-    if not _is_there(connection, "meta.versions"):
+    if not _has(connection, "meta.versions"):
         return
     rows = _ask(
         connection,
@@ -233,7 +233,7 @@ def _kept(connection: Any) -> Iterator[Metric]:
 
 def _deliveries(connection: Any) -> Iterator[Metric]:
     """What has landed, by source, and how soon it was taken in."""
-    if not _is_there(connection, "meta.deliveries"):
+    if not _has(connection, "meta.deliveries"):
         return
     found = {
         (source, status): counts
@@ -349,7 +349,7 @@ def _postgres(connection: Any, server: WarehouseServer) -> Iterator[Metric]:
 
 def _runs(connection: Any) -> Iterator[Metric]:
     """Dagster's runs: how many are in which state, how long they waited and took."""
-    if not _is_there(connection, "runs"):
+    if not _has(connection, "runs"):
         return
     counts = {state.lower(): n for state, n in _ask(
         connection, "select status, count(*) from runs group by 1")}  # fmt: skip
@@ -361,13 +361,15 @@ def _runs(connection: Any) -> Iterator[Metric]:
     )
     yield _gauge(
         "run_oldest_seconds",
-        "Seconds since the oldest run that is in the state was created; 0 where none is.",
+        "Seconds since the oldest run that is in the state was created, or has started where that "
+        "is its state; 0 where none is.",
         ["status"],
         _ask(
             connection,
             # Dagster leaves the time to the server, which puts it in the zone of its sessions.
-            "select state, coalesce(extract(epoch from now() - min(r.create_timestamp at time zone "
-            "(select reset_val from pg_settings where name = 'TimeZone'))), 0) "
+            "select state, coalesce(extract(epoch from now() - min(coalesce("
+            "case when state = 'started' then to_timestamp(r.start_time) end, r.create_timestamp "
+            "at time zone (select reset_val from pg_settings where name = 'TimeZone')))), 0) "
             "from unnest(array['queued', 'starting', 'started']) "
             "as state left join runs as r on r.status = upper(state) group by 1",
         ),
@@ -375,7 +377,8 @@ def _runs(connection: Any) -> Iterator[Metric]:
     yield _gauge(
         "run_last_end_timestamp_seconds",
         "When a run of a job last ended so; 0 where none has.",
-        ["job", "status"],
+        # Prometheus has a label `job` of its own.
+        ["dagster_job", "status"],
         _ask(
             connection,
             "select j.pipeline_name, state, coalesce(max(r.end_time), 0) "
@@ -410,7 +413,7 @@ def _runs(connection: Any) -> Iterator[Metric]:
 
 def _daemons(connection: Any) -> Iterator[Metric]:
     """Whether Dagster's daemon lives, and its sensors and schedules look."""
-    if _is_there(connection, "daemon_heartbeats"):
+    if _has(connection, "daemon_heartbeats"):
         yield _gauge(
             "daemon_heartbeat_timestamp_seconds",
             "When a part of Dagster's daemon last said that it lives.",
@@ -421,7 +424,7 @@ def _daemons(connection: Any) -> Iterator[Metric]:
                 "from daemon_heartbeats order by 1",
             ),
         )
-    if _is_there(connection, "job_ticks") and _is_there(connection, "instigators"):
+    if _has(connection, "job_ticks") and _has(connection, "instigators"):
         # What was switched off is not expected to look.
         rows = _ask(
             connection,
@@ -471,6 +474,6 @@ def _ask(connection: Any, query: str, *values: object) -> list[Any]:
         return list(cursor.fetchall())
 
 
-def _is_there(connection: Any, name: str) -> bool:
-    ((found,),) = _ask(connection, "select to_regclass(%s) is not null", name)
-    return bool(found)
+def _has(connection: Any, name: str) -> bool:
+    with connection.cursor() as cursor:
+        return is_there(cursor, name)

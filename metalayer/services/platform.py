@@ -131,6 +131,15 @@ def free_address(host: str, port: int, option: str = "--port") -> Address:
         return Address(host, int(probe.getsockname()[1]))
 
 
+@dataclass
+class _Watcher:
+    """A process that only looks: since when it runs, or has ended, and how long it is waited."""
+
+    began: float
+    ended: float | None = None
+    wait: float = 0.5
+
+
 class Platform:
     """The processes of one home.
 
@@ -162,7 +171,7 @@ class Platform:
         self._ending = False
         self._has_begun_to_end = False
         self._restarts: list[float] = []
-        self._watchers: dict[str, tuple[float | None, float]] = {}
+        self._watchers: dict[str, _Watcher] = {}
 
     def run(self, prepare: Callable[[], None], ready: Callable[[], None]) -> None:
         """Start everything, say when it is ready, and keep it running until a signal ends it.
@@ -227,17 +236,20 @@ class Platform:
     def _metrics_address(self) -> Address:
         """Where the metrics are served: not where the web interface, which does not listen yet."""
         host, taken = self.address.host, self.address.port
-        if self._metrics_port is not None:
+        if self._metrics_port:
             if self._metrics_port == taken:
                 raise UsageError(
                     f"Port {taken} is the web interface's",
                     f"Choose another with `--metrics-port {taken + 1}`.",
                 )
             return free_address(host, self._metrics_port, "--metrics-port")
-        if taken != METRICS_PORT:
+        if self._metrics_port is None and taken != METRICS_PORT:
             with contextlib.suppress(UsageError):
                 return free_address(host, METRICS_PORT)
-        return free_address(host, 0)
+        while True:
+            found = free_address(host, 0)
+            if found.port != taken:
+                return found
 
     def _children(self, server: WarehouseServer, code: Path) -> dict[str, Child]:
         python = sys.executable
@@ -369,17 +381,21 @@ class Platform:
 
     def _restart_watcher(self, child: Child) -> None:
         """Start again what only looks, after a while: the work goes on without it."""
-        now = time.monotonic()
-        ended, wait = self._watchers.get(child.name, (None, _WATCHER_SECONDS[0]))
-        if ended is None:
-            self._watchers[child.name] = (now, wait)
+        now, (least, most) = time.monotonic(), _WATCHER_SECONDS
+        watcher = self._watchers.setdefault(child.name, _Watcher(began=now))
+        if watcher.ended is None:
+            # One that was well for longer than that is begun with anew.
+            well = now - watcher.began > most
+            watcher.wait = least if well else min(2 * watcher.wait, most)
+            watcher.ended = now
             self._say(
                 f"the {child.name} ended: {child.last_words}. {child.log} has the rest; tried again"
-                f" in {wait:.0f} s"
+                f" in {watcher.wait:.0f} s"
             )
-        elif now - ended >= wait:
-            self._watchers[child.name] = (None, min(2 * wait, _WATCHER_SECONDS[1]))
-            child.start()
+        elif now - watcher.ended >= watcher.wait:
+            watcher.ended, watcher.began = None, now
+            with contextlib.suppress(OSError):  # then it is seen to have ended, and tried again
+                child.start()
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()

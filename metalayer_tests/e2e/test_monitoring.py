@@ -289,12 +289,12 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
     ),
     "MetaLayerRunFailed": (
         {
-            'metalayer_run_last_end_timestamp_seconds{job="a",status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{job="a",status="success"}': "500x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "500x60",
         },
         {
-            'metalayer_run_last_end_timestamp_seconds{job="a",status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{job="a",status="success"}': "500 1500x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "1500x60",
         },
     ),
     "MetaLayerRunsWait": (

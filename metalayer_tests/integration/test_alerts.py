@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 
 from metalayer.errors import ConfigurationError, UsageError
 from metalayer.operations.alerts import Round, Teller, addresses
-from metalayer.operations.conditions import Condition, find
+from metalayer.operations.conditions import Condition, Findings, find
 from metalayer.settings import Settings
 from metalayer.warehouse.failures import note_failed_checks
 from metalayer.warehouse.pool import transaction
@@ -54,7 +55,7 @@ def told(platform: Platform, urls: str, now: datetime = NOW) -> Round:
 
 def found(platform: Platform, now: datetime = NOW) -> dict[str, Condition]:
     """What is wrong, by key."""
-    return {c.key: c for c in find(platform.warehouse.settings, now).conditions}
+    return {c.key: c for c in find(platform.warehouse.settings, now).told}
 
 
 @pytest.fixture
@@ -143,6 +144,98 @@ def test_a_month_that_did_not_come_for_a_refused_file_is_told_with_the_file(
     assert "delivery_rejected erp/orders_2025-02.csv" in wrong
     assert "month_missing bronze.orders" not in wrong
     assert "month_missing bronze.customers" in wrong
+
+
+def test_what_is_explained_later_is_not_over(landed: Platform, hook: Webhook) -> None:
+    now = LATER + timedelta(days=30)
+    urls = f"team:sales-data={hook.url}"
+    told(landed, urls, now)
+    path = landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    told(landed, urls, now)
+    path.unlink()
+    told(landed, urls, now)
+    landed.land("erp/orders_2025-02b.csv", ORDERS + order(9, "2025-02-05"))
+    assert landed.build().succeeded
+    told(landed, urls, now)
+    assert hook.titles == [
+        "bronze.orders lacks 2025-02",
+        "erp/orders_2025-02.csv was refused",
+        "No longer so: erp/orders_2025-02.csv was refused",
+        "No longer so: bronze.orders lacks 2025-02",
+    ]
+
+
+def test_a_file_that_is_refused_anew_is_told_anew(landed: Platform, hook: Webhook) -> None:
+    for lines in ("order_id\n9\n", "order_id,status\n9,PAID\n"):
+        landed.land("erp/orders_2025-02.csv", lines)
+        landed.build()
+        told(landed, hook.url)
+        told(landed, hook.url)
+    assert hook.titles == ["erp/orders_2025-02.csv was refused"] * 2
+
+
+def wrong(key: str, now: datetime, **facts: Any) -> Condition:
+    """A condition as `find` gives it."""
+    return Condition(key, f"{key} is wrong", "It is.", now, "Mend it.", **facts)
+
+
+def look_at(platform: Platform, hook: Webhook, now: datetime, *conditions: Condition) -> None:
+    """Look while just these conditions are found."""
+    urls = SecretStr(hook.url)
+    teller = Teller(platform.warehouse.settings.model_copy(update={"alert_urls": urls}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metalayer.operations.alerts.find", lambda *_: Findings(conditions))
+        teller.look(now)
+
+
+def test_what_comes_and_goes_is_not_told(platform: Platform, hook: Webhook) -> None:
+    low = wrong("disk_low home", NOW, settles_seconds=300.0)
+    for seconds, found_now in ((0, [low]), (30, []), (270, []), (300, [low]), (330, [])):
+        look_at(platform, hook, NOW + timedelta(seconds=seconds), *found_now)
+    assert hook.titles == []
+    for seconds in (600, 900, 930):
+        look_at(platform, hook, NOW + timedelta(seconds=seconds), low)
+    for seconds in (960, 1000, 1300):
+        look_at(platform, hook, NOW + timedelta(seconds=seconds))
+    assert hook.titles == ["disk_low home is wrong", "No longer so: disk_low home is wrong"]
+
+
+def test_a_run_that_a_month_explained_is_not_told_when_the_month_is_well(
+    platform: Platform, hook: Webhook
+) -> None:
+    facts = {"spreads": False, "stays_explained": True}
+    first = wrong("run_failed job", NOW, about=frozenset(("a",)), is_explained=True, **facts)
+    look_at(platform, hook, NOW, wrong("month_failed silver.orders", NOW), first)
+    look_at(platform, hook, NOW, replace(first, is_explained=False))
+    assert hook.titles[-1] == "No longer so: month_failed silver.orders is wrong"
+    # Another run, for which there is no such reason, and a third, which is the second tried again.
+    for run in "bcd":
+        look_at(platform, hook, NOW, wrong("run_failed job", NOW, about=frozenset(run), **facts))
+    look_at(platform, hook, NOW)
+    assert hook.titles[2:] == ["run_failed job is wrong", "No longer so: run_failed job is wrong"]
+
+
+def test_what_spread_while_mail_was_down_is_closed_all_the_same(
+    platform: Platform, hook: Webhook
+) -> None:
+    look_at(platform, hook, NOW, wrong("month_failed t", NOW, about=frozenset(("1",))))
+    hook.status = 503
+    later = NOW + timedelta(hours=50)
+    look_at(platform, hook, later, wrong("month_failed t", NOW, about=frozenset(("1", "2"))))
+    hook.status = 200
+    look_at(platform, hook, later)
+    assert hook.titles == ["month_failed t is wrong", "No longer so: month_failed t is wrong"]
+    assert hook.got[1]["message"].endswith("It was seen for 50 hours.")
+
+
+def test_dagster_s_database_that_is_gone_is_told_and_the_files_as_well(
+    landed: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql+psycopg2://postgres@127.0.0.1:1/none")
+    landed.land("erp/orders_2025-02.csv", "order_id\n9\n")
+    landed.build()
+    assert set(found(landed)) == {"dagster_down", "delivery_rejected erp/orders_2025-02.csv"}
 
 
 def test_an_old_refused_file_does_not_explain_a_month_that_is_missing_now(
@@ -331,7 +424,7 @@ def test_what_was_told_is_kept_without_addresses_and_begun_anew_if_unreadable(
     kept = landed.warehouse.settings.home / "alerts.json"
     assert str(hook.port) not in kept.read_text()
     assert kept.stat().st_mode & 0o777 == 0o600
-    kept.write_text("{")
+    kept.write_text(kept.read_text().replace('"seen_at": "2', '"seen_at": "x'))
     told(landed, hook.url)
     assert len(hook.got) == 2
 
