@@ -116,6 +116,9 @@ def is_nearly_full(folder: Path) -> bool:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
+    if isinstance(error, psycopg2.DatabaseError) and type(error) is psycopg2.DatabaseError:
+        # So psycopg2 has it where the server goes in the middle of an answer.
+        return error.pgcode is None and "connection" in str(error)
     if not isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
         return False
     if error.pgcode is not None:

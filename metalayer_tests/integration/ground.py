@@ -20,6 +20,7 @@ import psycopg2
 from psycopg2 import sql
 
 from metalayer.catalog import catalog
+from metalayer.outages import outage
 from metalayer.settings import Settings
 from metalayer.warehouse.ddl import identifiers, stored_name
 from metalayer.warehouse.server import WAREHOUSE_DATABASE, warehouse_server
@@ -216,9 +217,12 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(_PAUSE_SECONDS):
-            # While PostgreSQL is dead or recovering there is nothing to see.
-            with contextlib.suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
+            try:
                 self._look_on()
+            except (psycopg2.DatabaseError, psycopg2.InterfaceError) as error:
+                # While PostgreSQL is dead or recovering there is nothing to see.
+                if outage(error) is None:
+                    raise
 
     def _look_on(self) -> None:
         with self._ground.connection() as cursor:

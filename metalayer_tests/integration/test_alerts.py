@@ -35,6 +35,12 @@ LATER = datetime(2025, 2, 20, tzinfo=UTC)
 BAD = "".join(order(n, "2025-01-05", quantity=-1) for n in range(100))
 
 
+@pytest.fixture(autouse=True)
+def _no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Dagster's tables are is found, not told."""
+    monkeypatch.delenv("DAGSTER_PG_URL", raising=False)
+
+
 @pytest.fixture
 def hook() -> Iterator[Webhook]:
     with listening() as found:

@@ -40,6 +40,12 @@ def value(found: Found, name: str, **labels: str) -> float:
     return only
 
 
+@pytest.fixture(autouse=True)
+def _no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Dagster's tables are is found, not told."""
+    monkeypatch.delenv("DAGSTER_PG_URL", raising=False)
+
+
 @pytest.fixture
 def landed(platform: Platform) -> Platform:
     """Two months of orders, one of them bad, a file that is refused, and two customers."""

@@ -11,9 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import psycopg2
 import pytest
 
+from metalayer.errors import WarehouseError
 from metalayer.governance.sealing import key_file
+from metalayer.outages import outage
 from metalayer.settings import PROJECT_ROOT
 from metalayer_tests.integration.ground import (
     LEFTOVERS,
@@ -231,3 +234,19 @@ def _command(ground: Ground, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (psycopg2.DatabaseError("server closed the connection unexpectedly"), True),
+        (psycopg2.OperationalError("server closed the connection unexpectedly"), True),
+        (psycopg2.InterfaceError("connection already closed"), True),
+        (psycopg2.DatabaseError("error with status PGRES_TUPLES_OK and no message"), False),
+        (psycopg2.ProgrammingError("no results to fetch"), False),
+    ],
+)
+def test_a_connection_that_is_lost_is_told_from_other_errors(
+    error: psycopg2.Error, is_lost: bool
+) -> None:
+    assert isinstance(outage(error), WarehouseError) == is_lost

@@ -24,7 +24,7 @@ from metalayer.catalog import catalog
 from metalayer.jobs import months_between, table_job
 from metalayer.lineage.select import render
 from metalayer.warehouse.build import build_months
-from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.ddl import as_text, identifiers, next_month
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.server import WarehouseServer
 from metalayer_tests.integration.oracle import compare, gold
@@ -377,7 +377,8 @@ def test_months_built_in_any_order_are_what_one_window_says(
     for window in windows:
         results = build_months(pool, job, window, workers=1, force=True)
         assert {r.outcome for r in results} <= {"published", "confirmed"}
-    stored = "(select * from gold.dim_customer_stored where customer_key <> 0)"
+    columns = as_text(identifiers(c.name for c in catalog().specs["gold.dim_customer"].stored))
+    stored = f"(select {columns} from gold.dim_customer_stored where customer_key <> 0)"
     with transaction(pool) as connection, connection.cursor() as cursor:
         cursor.execute(
             sql.SQL(

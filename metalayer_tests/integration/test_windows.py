@@ -12,7 +12,7 @@ from metalayer.catalog import catalog
 from metalayer.jobs import months_between
 from metalayer.lineage.select import FAILED_CASTS, render
 from metalayer.sample import generate
-from metalayer.warehouse.ddl import next_month
+from metalayer.warehouse.ddl import identifiers, next_month
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.server import WarehouseServer
 from metalayer_tests.integration.sharing import module_platform
@@ -92,9 +92,14 @@ def test_what_is_published_is_what_the_selects_say_now(built: Platform) -> None:
         with transaction(built.warehouse.pool) as connection, connection.cursor() as cursor:
             cursor.execute(
                 sql.SQL(
-                    "select count(*) from (select * from {stored} where {member} "
+                    "select count(*) from (select {columns} from {stored} where {member} "
                     "except all ({select})) as x"
-                ).format(stored=stored, member=member, select=sql.SQL(select))
+                ).format(
+                    columns=identifiers(c.name for c in spec.stored),
+                    stored=stored,
+                    member=member,
+                    select=sql.SQL(select),
+                )
             )
             assert cursor.fetchone() == (0,), name
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from metalayer.contracts.classification import ANONYMOUS
 from metalayer.landing.judge import Erasing, LandedColumn, SourceShape
 from metalayer.landing.reader import ErasedFound, parse
 from metalayer.landing.redact import redacted
@@ -104,8 +105,8 @@ def test_a_record_that_stays_is_nobodys(write: Callable[[bytes], Path], tmp_path
     )
     aside = taken_out(path, shape(7, keeps_rows=True), tmp_path)
     assert rows(aside, shape(7, keeps_rows=True), tmp_path) == [
-        (2, "1", "-1", None, None),
-        (3, "2", "-1", None, None),
+        (2, "1", ANONYMOUS, None, None),
+        (3, "2", ANONYMOUS, None, None),
         (5, "3", "8", "Bob", '{"note":"kept"}'),
     ]
 
@@ -163,7 +164,7 @@ def test_nobody_else_is_touched_whatever_is_in_the_file(
     after = rows(aside, watched, tmp_path)
     aside.unlink()
     others = [row for row in before if whose(row) != "2"]
-    assert [row for row in after if whose(row) != "-1"] == others
-    assert len([row for row in after if whose(row) == "-1"]) == (
+    assert [row for row in after if whose(row) != ANONYMOUS] == others
+    assert len([row for row in after if whose(row) == ANONYMOUS]) == (
         len(before) - len(others) if keeps_rows else 0
     )
