@@ -23,7 +23,7 @@ from metalayer.landing.ledger import Progress, Registration, register_in
 from metalayer.lineage.select import Reach
 from metalayer.settings import Settings
 from metalayer.warehouse.build import TableJob, is_settled, is_stale, to_be_checked
-from metalayer.warehouse.failures import load_failures
+from metalayer.warehouse.failures import Failures, load_failures
 from metalayer.warehouse.migrate import install, is_installed
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import Published, State, load_state
@@ -329,8 +329,12 @@ def _deliveries(
         yield Reason("delivery", text, file)
 
 
-def forget_mended(cursor: Any, settings: Settings, state: State) -> None:
-    """Let go of failures of what is up to date now, so that nobody takes them for standing ones."""
+def forget_mended(cursor: Any, settings: Settings, state: State) -> Failures:
+    """Let go of failures of what is up to date now, so that nobody takes them for standing ones.
+
+    Returns:
+        The failures that stand.
+    """
     failures, specs = load_failures(cursor), catalog().specs
     mended = [
         (table, month, made_from)
@@ -358,6 +362,11 @@ def forget_mended(cursor: Any, settings: Settings, state: State) -> None:
             "where f.table_name = m.name and f.versions = m.versions",
             [list(each) for each in zip(*passed, strict=True)],
         )
+    well, sound = {(table, month) for table, month, _ in mended}, dict(passed)
+    return Failures(
+        {of: made_from for of, made_from in failures.months.items() if of not in well},
+        {table: asked for table, asked in failures.checks.items() if table not in sound},
+    )
 
 
 def preview(

@@ -41,7 +41,7 @@ from metalayer.catalog import catalog
 from metalayer.jobs import months_between, table_job
 from metalayer.planning import Plan, forget_mended, months_behind, plan, without
 from metalayer.warehouse.build import to_be_checked
-from metalayer.warehouse.failures import Failures, load_failures, made_from, versions_asked
+from metalayer.warehouse.failures import Failures, made_from, versions_asked
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.state import State, load_state
 
@@ -73,8 +73,7 @@ def outlook(warehouse: Warehouse) -> Outlook:
     """Look at what is out of date now."""
     with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
         state = load_state(cursor)
-        forget_mended(cursor, warehouse.settings, state)
-        failures = load_failures(cursor)
+        failures = forget_mended(cursor, warehouse.settings, state)
     planned = plan(state, warehouse.settings)
     fingerprints = _fingerprints(warehouse, state, planned)
     given_up: set[tuple[str, date]] = set()

@@ -99,10 +99,10 @@ def _standing(settings: Settings) -> Iterator[bool]:
 
 
 def _show(settings: Settings, *, is_there: bool, as_json: bool) -> None:
-    from metalayer.operations.conditions import find
+    from metalayer.operations.conditions import Findings, find
 
-    findings = find(settings)
-    found = findings.told if is_there else ()
+    findings = find(settings) if is_there else Findings(())
+    found = findings.told
     if as_json:
         told = [{**asdict(c), "about": sorted(c.about)} for c in found]
         sys.stdout.write(json.dumps(told, indent=2, default=str) + "\n")

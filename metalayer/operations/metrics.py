@@ -129,6 +129,10 @@ class Metrics(Collector):
             return
         now = datetime.now(UTC)
         found = table_status(connection, self._settings.start_month, now)
+        late = {
+            t.table: max(0.0, (now - t.late_since).total_seconds()) if t.late_since else 0.0
+            for t in found
+        }
 
         def by_table(name: str, told: str, value: Callable[[Any], Any]) -> Metric:
             return _gauge(
@@ -166,7 +170,7 @@ class Metrics(Collector):
         yield by_table(
             "table_late_seconds",
             "Seconds since the first missing month was due; 0 where none is missing.",
-            lambda t: max(0.0, (now - t.late_since).total_seconds()) if t.late_since else 0,
+            lambda t: late[t.table],
         )
         yield by_table(
             "table_sla_met",
@@ -175,12 +179,9 @@ class Metrics(Collector):
         )
         yield by_table(
             "table_late_itself_seconds",
-            "The same where all that the table is made from has the month.",
-            lambda t: (
-                max(0.0, (now - t.late_since).total_seconds())
-                if t.late_since and list(t.waits_for) == [t.table]
-                else 0
-            ),
+            "Seconds since the first missing month was due, where all that the table is made from "
+            "has the newest that is due; 0 elsewhere.",
+            lambda t: late[t.table] if list(t.waits_for) == [t.table] else 0,
         )
 
     def _disks(self) -> Iterator[Metric]:
