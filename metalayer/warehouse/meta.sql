@@ -251,6 +251,25 @@ create table if not exists meta.changed_keys (
 );
 comment on table meta.changed_keys is 'Whose rows a version changed, for tables that are followed by key; none are noted where there are too many';
 
+create table if not exists meta.profiles (
+    table_name text not null,
+    month date not null,
+    version integer not null,
+    published_at timestamptz not null,
+    rows_read bigint not null,
+    rows bigint not null,
+    rows_quarantined bigint not null,
+    rows_superseded bigint not null,
+    columns jsonb not null,
+    days jsonb not null default '{}',
+    profiled_at timestamptz not null default clock_timestamp(),
+    primary key (table_name, month, version)
+);
+comment on table meta.profiles is 'What each published state of a month looked like: kept for longer than the rows themselves';
+comment on column meta.profiles.columns is
+'Column -> nulls, distinct, min, max, mean, sum, top (value and rows), unresolved (references); no value of a personal one';
+comment on column meta.profiles.days is 'Day of the month column -> rows, and column -> nulls; empty where rows have no day of their own';
+
 create table if not exists meta.built_from (
     table_name text not null,
     month date not null,
