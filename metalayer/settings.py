@@ -49,6 +49,12 @@ _FIXES = {
     "METALAYER_ENCRYPTION_KEY_FILE=/run/secrets/metalayer.keys",
     "alert_urls": "Write addresses as Apprise has them with spaces between, for example "
     "METALAYER_ALERT_URLS='mailtos://user:password@example.org team:sales-data=slack://...'",
+    "backup_url": "Write a folder or a URL as fsspec has it, for example "
+    "METALAYER_BACKUP_URL=/mnt/backups/metalayer or s3://bucket/metalayer",
+    "backup_key": "Write one key, or several with commas between, the newest first; "
+    "`metalayer keys new` prints one",
+    "backup_keep_days": "Write a whole number of days, for example METALAYER_BACKUP_KEEP_DAYS=30",
+    "backup_hours": "Write a whole number of hours, for example METALAYER_BACKUP_HOURS=24",
     "why": "Give the reason in at most 1000 characters",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
@@ -83,6 +89,12 @@ class Settings(BaseSettings):
         encryption_key_file: absolute path of that file; `<home>/encryption.keys` unless set.
         alert_urls: whom to tell what is wrong: Apprise's URLs with spaces between, `owner=` before
             one that is for the tables of an owner only; None tells nobody. Secret.
+        backup_url: a folder or bucket, as fsspec has it; None: no backups. Secret, as it may hold
+            a password.
+        backup_key: keys that backups are encrypted with, the newest first, with commas between;
+            None: in plain. Secret.
+        backup_keep_days: for how many days any second can be brought back.
+        backup_hours: how often a running platform takes a backup.
     """
 
     model_config = SettingsConfigDict(
@@ -109,6 +121,10 @@ class Settings(BaseSettings):
     encryption_key: SecretStr | None = None
     encryption_key_file: Path | None = None
     alert_urls: SecretStr | None = None
+    backup_url: SecretStr | None = None
+    backup_key: SecretStr | None = None
+    backup_keep_days: int = Field(default=30, ge=1, le=36_500)
+    backup_hours: int = Field(default=24, ge=1, le=8_760)
 
     @classmethod
     def load(cls) -> Self:

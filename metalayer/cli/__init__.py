@@ -16,6 +16,7 @@
     alerts.py     alerts
     up.py         up
     metrics.py    metrics
+    backup.py     backup, backups, restore, drill
     demo.py       demo
     catalog.py    docs, contracts: what the tables are, without a database
     tools.py      generate, doctor
@@ -47,6 +48,7 @@ from metalayer.cli import (
     alerts,
     ask,
     audit,
+    backup,
     build,
     catalog,
     demo,
@@ -85,6 +87,18 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         "Serve metrics for Prometheus.",
         ["metrics", "metrics --once", "metrics --port 9465"],
     ),
+    (
+        backup.backup,
+        "Take a backup of everything.",
+        ["backup", "backup --full"],
+    ),
+    (backup.backups, "The backups there are, and the last drill.", ["backups", "backups --json"]),
+    (
+        backup.restore,
+        "Bring everything back as it was at some second.",
+        ["restore --into /new/home", "restore --to 2025-07-01T10:30 --into /new/home"],
+    ),
+    (backup.drill, "Try a recovery, and remove it again.", ["drill", "drill --json"]),
     (
         build.land,
         "Copy exports into the landing zone.",

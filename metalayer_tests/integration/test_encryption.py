@@ -29,7 +29,7 @@ from metalayer.settings import Settings
 from metalayer.warehouse.keys import add_key, change_keys, ensure_key
 from metalayer.warehouse.migrate import prepare
 from metalayer.warehouse.pool import transaction
-from metalayer.warehouse.postgres import _programs
+from metalayer.warehouse.postgres import programs
 from metalayer.warehouse.versions import rollback
 from metalayer_tests.integration.ground import Ground, open_ground
 from metalayer_tests.integration.killing import Kill
@@ -70,7 +70,7 @@ def filled(platform: Platform) -> Platform:
 
 def test_no_value_is_in_plain_anywhere_in_the_database(filled: Platform, database: str) -> None:
     url = database.replace("+psycopg2", "")
-    dump = subprocess.run([_programs() / "pg_dump", url], check=True, capture_output=True).stdout
+    dump = subprocess.run([programs() / "pg_dump", url], check=True, capture_output=True).stdout
     assert b"Zebulon" in dump  # what is not encrypted is there
     for text in (*PHONE, *DAY, "someday", "call me", "too,many"):
         assert text.encode() not in dump

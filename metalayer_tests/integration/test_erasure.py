@@ -18,7 +18,7 @@ from metalayer.governance import erasure
 from metalayer.governance.certificates import certificate, verify
 from metalayer.governance.subjects import subject
 from metalayer.warehouse.pool import transaction
-from metalayer.warehouse.postgres import _programs
+from metalayer.warehouse.postgres import programs
 from metalayer_tests.integration.ground import UNBALANCED, Ground, open_ground
 from metalayer_tests.integration.killing import Kill
 from metalayer_tests.integration.test_build import ORDERS
@@ -381,7 +381,7 @@ def found_as_bytes(ground: Ground, folder: Path) -> dict[str, list[str]]:
 def dump(ground: Ground, database: str) -> bytes:
     url = ground.url.replace("/metalayer?", f"/{database}?")
     return subprocess.run(
-        [_programs() / "pg_dump", url], check=True, capture_output=True
+        [programs() / "pg_dump", url], check=True, capture_output=True
     ).stdout.lower()
 
 
