@@ -216,6 +216,7 @@ def restore(
     from metalayer.operations.restore import restore as bring_back
     from metalayer.operations.vault import open_vault
     from metalayer.settings import Settings
+    from metalayer.warehouse.acts import record_now
 
     settings = Settings.load()
     vault = open_vault(settings)
@@ -229,6 +230,9 @@ def restore(
         tell = stack.enter_context(working("Restoring"))
         done = bring_back(settings, vault, home, tell, to=instant, wanted=wanted)
         _replay(done.settings, tell)
+        last_act = f"{done.reached:%Y-%m-%d %H:%M:%S}" if done.reached else ""
+        details = {"to": to, "last_act": last_act}
+        record_now(done.settings, "restore", f"backup {done.backup.id}", details)
         if is_url:
             hand_over(done, into, tell)
     _print_restored(done, into, is_url=is_url)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from metalayer.console import say, say_next
+from metalayer.wording import counted
 
 
 def up(
@@ -40,12 +41,16 @@ def up(
     from metalayer.settings import Settings
 
     settings = Settings.load()
-    told = 0
+    told, backed_up = 0, ""
     if settings.alert_urls is not None:
         from metalayer.operations.alerts import addresses
 
         # One that is none is refused before anything starts.
         told = len(addresses(settings))
+    if settings.backup_url is not None:
+        from metalayer.operations.vault import open_vault
+
+        backed_up = open_vault(settings).shown
     say(f"The warehouse: PostgreSQL {settings.database_shown}")
 
     def tell(line: str) -> None:
@@ -63,6 +68,8 @@ def up(
         say(f"Metrics for Prometheus: {platform.metrics.url}/metrics")
         if told:
             say(f"What is wrong is told to {told:,} {'address' if told == 1 else 'addresses'}.")
+        if backed_up:
+            say(f"Backups go to {backed_up}, every {counted(settings.backup_hours, 'hour')}.")
         say_next(
             ("land FILE...", "take in exports of your own"),
             ("status", "each table"),

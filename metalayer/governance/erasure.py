@@ -431,10 +431,11 @@ def _search(warehouse: Warehouse, tables: Catalog, found: Subject, told: Tell) -
     ]
     left += [f"{file}: {_OTHER_FILE}" for file in again.other_files]
     left += [f"{file}: {_UNSEARCHED}" for file in again.unsearched]
-    # What is in the landing zone has been told.
+    # What is in the landing zone has been told; the log that waits for backups goes with these.
+    elsewhere = (settings.landing, spool_of(settings.pgdata))
     left += [
         f"METALAYER_HOME/{file}: " + ("it names the person" if names else _UNSEARCHED)
         for file, names in mentions_of(again, settings.home)
-        if not (settings.home / file).is_relative_to(settings.landing)
+        if not any((settings.home / file).is_relative_to(folder) for folder in elsewhere)
     ]
     return left

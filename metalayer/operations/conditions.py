@@ -19,13 +19,14 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
 import psycopg2
 
 from metalayer.errors import MetaLayerError
 from metalayer.lateness import Punctuality, following_month, punctuality
+from metalayer.operations.backup_state import load_state
 from metalayer.operations.looking import is_there, looking
 from metalayer.settings import Settings
 from metalayer.warehouse.server import standing_server
@@ -36,6 +37,7 @@ Severity = Literal["warning", "critical"]
 _LEAST_FREE_SHARE, _LEAST_FREE_BYTES = 0.1, 20 * 1024**3
 _MOST_CHARACTERS = 400
 _MONTHS_TOLD = 3
+_BACKUP_PATIENCE = 1.5
 _PATIENCE = 10.0
 
 
@@ -150,7 +152,7 @@ def find(settings: Settings, now: datetime | None = None) -> Findings:
     Nothing is started for it: where PostgreSQL does not answer, that is what is wrong.
     """
     now = now or datetime.now(UTC)
-    found = list(_disks(settings, now))
+    found = [*_disks(settings, now), *_backups(settings, now)]
     unknown: set[str] = set()
     failed: list[datetime] = []
     with contextlib.ExitStack() as stack:
@@ -400,6 +402,44 @@ def _disks(settings: Settings, now: datetime) -> Iterator[Condition]:
                 # Sorting alone takes and gives back gigabytes.
                 settles_seconds=300.0,
             )
+
+
+def _backups(settings: Settings, now: datetime) -> Iterator[Condition]:
+    """Backups that are not taken, and recoveries that do not succeed."""
+    if settings.backup_url is None:
+        return
+    state = load_state(settings)
+    if state.failed_at is not None:
+        yield Condition(
+            key="backup_failed",
+            title="Backups fail",
+            what=f"{_shortened(state.failure)}. What is done since is in no backup.",
+            since=datetime.fromisoformat(state.failed_at),
+            next_step="`metalayer backup` tries again and says why; logs/backup.log has earlier "
+            "tries.",
+            severity="critical",
+            # A network comes and goes.
+            settles_seconds=900.0,
+        )
+    taken = datetime.fromisoformat(state.backup_at) if state.backup_at else None
+    interval = timedelta(hours=settings.backup_hours)
+    if taken is not None and now - taken > _BACKUP_PATIENCE * interval:
+        yield Condition(
+            key="backup_old",
+            title=f"The last backup is of {taken:%Y-%m-%d %H:%M} UTC",
+            what=f"One is to be taken every {counted(settings.backup_hours, 'hour')}.",
+            since=taken + interval,
+            next_step="`metalayer backup` takes one; look whether `metalayer up` runs, which does.",
+        )
+    if state.drill_at is not None and state.drill_failure:
+        yield Condition(
+            key="drill_failed",
+            title="Backups cannot be recovered from",
+            what=_shortened(state.drill_failure),
+            since=datetime.fromisoformat(state.drill_at),
+            next_step="`metalayer backup --full` takes a new one, `metalayer drill` tries it.",
+            severity="critical",
+        )
 
 
 def _shortened(text: str) -> str:

@@ -26,8 +26,10 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 
 from metalayer.inspection import table_status
+from metalayer.operations.backup_state import load_state
 from metalayer.operations.looking import is_there, looking
 from metalayer.settings import Settings
+from metalayer.warehouse.archiving import SEGMENT, spool_of
 from metalayer.warehouse.server import WarehouseServer, standing_server
 
 _log = logging.getLogger(__name__)
@@ -98,6 +100,8 @@ class Metrics(Collector):
                 ):
                     yield from self._measured(failed, part, measure) or ()
             yield from self._measured(failed, "disks", lambda: list(self._disks())) or ()
+            if self._settings.backup_url is not None:
+                yield from self._measured(failed, "backups", lambda: list(self._backups())) or ()
         yield _gauge(
             "scrape_failed",
             "Whether a part of these metrics could not be measured.",
@@ -201,6 +205,52 @@ class Metrics(Collector):
             ["folder"],
             [(name, usage.total) for name, usage in used.items()],
         )
+
+    def _backups(self) -> Iterator[Metric]:
+        """Backups and drills, where there are any to be."""
+        state, settings = load_state(self._settings), self._settings
+        spool = spool_of(settings.pgdata)
+        for name, told, value in (
+            (
+                "backup_last_timestamp_seconds",
+                "When the last backup that succeeded was begun; 0 where none was.",
+                _seconds(state.backup_at),
+            ),
+            (
+                "backup_interval_seconds",
+                "Seconds after which the next one is taken.",
+                settings.backup_hours * 3600,
+            ),
+            ("backup_bytes", "Bytes that the last backup takes.", state.backup_bytes),
+            ("backup_failing", "Whether the last try failed.", state.failed_at is not None),
+            (
+                "backup_shipped_timestamp_seconds",
+                "When all that was handed over of PostgreSQL's log was last where backups are.",
+                _seconds(state.shipped_at),
+            ),
+            (
+                "backup_segments_waiting",
+                "Segments of PostgreSQL's log that are not there yet.",
+                sum(1 for path in spool.glob("*") if SEGMENT.fullmatch(path.name)),
+            ),
+            (
+                "drill_last_timestamp_seconds",
+                "When a recovery was last tried; 0 where none was.",
+                _seconds(state.drill_at),
+            ),
+            ("drill_failed", "Whether that failed.", bool(state.drill_failure)),
+            (
+                "drill_recovery_point_seconds",
+                "Seconds by which what it recovered was behind what was published.",
+                state.drill_point_seconds,
+            ),
+            ("drill_recovery_seconds", "Seconds that it took.", state.drill_seconds),
+        ):
+            yield _gauge(name, told, [], [(value,)])
+
+
+def _seconds(at: str | None) -> float:
+    return datetime.fromisoformat(at).timestamp() if at else 0.0
 
 
 def _kept(connection: Any) -> Iterator[Metric]:

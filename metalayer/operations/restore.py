@@ -36,6 +36,7 @@ from metalayer.operations.looking import is_there
 from metalayer.operations.programs import Target, output_of, program, run
 from metalayer.operations.vault import Vault
 from metalayer.settings import Settings
+from metalayer.warehouse.acts import heads_file
 from metalayer.warehouse.archiving import recovering
 from metalayer.warehouse.postgres import Cluster, clean_environment
 from metalayer.warehouse.server import WarehouseServer, standing_server, warehouse_server
@@ -142,7 +143,7 @@ def restore(
             _load_dump(settings, there, vault, backup, tell)
         else:
             _recover(there, vault, done, to, tell)
-        _home_files(vault, done)
+        _home_files(vault, done, is_earlier=to is not None)
         with warehouse_server(there, tell) as server:
             _verify(server, done, tell)
             if with_landing:
@@ -295,13 +296,20 @@ def _let_in(cluster: Cluster, work: Path, segments: Path) -> None:
             path.chmod(0o644)
 
 
-def _home_files(vault: Vault, done: Restored) -> None:
-    """The register of the erased and the like: always the newest there is."""
+def _home_files(vault: Vault, done: Restored, *, is_earlier: bool) -> None:
+    """The register of the erased and the like: always the newest there is.
+
+    Args:
+        is_earlier: Whether the audit log ends earlier than it did once: that is no forgery then.
+    """
     name = f"home/{done.backup.system}"
     if not vault.has(name):
         return
     with tarfile.open(fileobj=io.BytesIO(vault.read(name))) as tar:
         tar.extractall(done.settings.home, filter="data")
+    heads = heads_file(done.settings)
+    if is_earlier and heads.exists():
+        heads.rename(heads.with_name(f"{heads.stem}-before-restore{heads.suffix}"))
     for path in done.settings.home.glob("erased/*"):
         path.chmod(0o600)
 

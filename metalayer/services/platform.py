@@ -1,7 +1,7 @@
 """The platform as one: PostgreSQL, code server, webserver and daemon, until somebody ends it.
 
     PostgreSQL --> the tables, and Dagster's --> code server --> webserver, daemon
-               --> metrics, alerts
+               --> metrics, alerts, backup
 
 The code server loads while the tables are made, the other two once both are there. A process that
 dies is started again. Does not belong here: how one process is run (`child.py`), or what is said
@@ -35,6 +35,7 @@ from metalayer.services.child import Child, end_all, wait_until
 from metalayer.services.editing import DefinitionFiles
 from metalayer.services.news import News
 from metalayer.settings import ENV_PREFIX, Settings
+from metalayer.warehouse.archiving import begin_archiving
 from metalayer.warehouse.server import WarehouseServer, open_lock, warehouse_server
 
 Tell = Callable[[str], None]
@@ -47,7 +48,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 #: A process that dies is started again, but not if it did so this often within this time.
 _MOST_RESTARTS, _RESTARTS_WITHIN = 5, 300.0
 #: Processes that only look, and when they are started again: after so long at first, and at most.
-_WATCHERS, _WATCHER_SECONDS = frozenset(("metrics", "alerts")), (1.0, 300.0)
+_WATCHERS, _WATCHER_SECONDS = frozenset(("metrics", "alerts", "backup")), (1.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ class Platform:
             listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
             stack.callback(self._say_ended)
+            if self.settings.backup_url is not None and self.settings.database_url is None:
+                begin_archiving(self.settings.pgdata)
             server = stack.enter_context(warehouse_server(self.settings, self._say))
             children = self._children(server, sockets / "code")
             code = children.pop("code server")
@@ -283,6 +286,8 @@ class Platform:
         }
         if self.settings.alert_urls is not None:
             commands["alerts"] = ["-m", "metalayer", "alerts", "--watch"]
+        if self.settings.backup_url is not None:
+            commands["backup"] = ["-m", "metalayer", "backup", "--watch"]
         environment = {
             **os.environ,
             **dagster_environment(self.settings, server.dagster_url),

@@ -123,7 +123,11 @@ class Watched:
 def watched(module_folder: Path) -> Iterator[Watched]:
     with (
         listening() as hook,
-        platform(module_folder / "home", METALAYER_ALERT_URLS=hook.url) as up,
+        platform(
+            module_folder / "home",
+            METALAYER_ALERT_URLS=hook.url,
+            METALAYER_BACKUP_URL=str(module_folder / "backups"),
+        ) as up,
     ):
         assert up.url
         (line,) = [line for line in up.lines if _METRICS in line]
@@ -249,96 +253,117 @@ def test_a_daemon_that_is_held_up_is_noticed(watched: Watched) -> None:
     wait(lambda: watched.prometheus.series(f"{silent} < 60"), 120, watched.up)
 
 
-_QUIET = "0x60"
+_QUIET = "0x99"
 #: Alert -> series at which it fires, and series at which it does not: a value each minute.
 CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
-    "MetaLayerDown": ({"metalayer_up": "1 0x60"}, {"metalayer_up": "1x60"}),
+    "MetaLayerDown": ({"metalayer_up": "1 0x99"}, {"metalayer_up": "1x99"}),
     "MetaLayerNotMeasured": (
-        {'metalayer_scrape_failed{part="runs"}': "1x60"},
+        {'metalayer_scrape_failed{part="runs"}': "1x99"},
         {'metalayer_scrape_failed{part="runs"}': _QUIET},
     ),
     "MetaLayerDaemonSilent": (
-        {'metalayer_daemon_heartbeat_timestamp_seconds{daemon="sensor"}': "0x60"},
-        {'metalayer_daemon_heartbeat_timestamp_seconds{daemon="sensor"}': "0+60x60"},
+        {'metalayer_daemon_heartbeat_timestamp_seconds{daemon="sensor"}': "0x99"},
+        {'metalayer_daemon_heartbeat_timestamp_seconds{daemon="sensor"}': "0+60x99"},
     ),
     "MetaLayerSensorSilent": (
-        {'metalayer_sensor_last_tick_timestamp_seconds{kind="sensor",sensor="landing"}': "0x60"},
-        {'metalayer_sensor_last_tick_timestamp_seconds{kind="schedule",sensor="month"}': "0x60"},
+        {'metalayer_sensor_last_tick_timestamp_seconds{kind="sensor",sensor="landing"}': "0x99"},
+        {'metalayer_sensor_last_tick_timestamp_seconds{kind="schedule",sensor="month"}': "0x99"},
     ),
     "MetaLayerSensorFails": (
-        {'metalayer_sensor_last_tick_failed{kind="sensor",sensor="landing"}': "1x60"},
+        {'metalayer_sensor_last_tick_failed{kind="sensor",sensor="landing"}': "1x99"},
         {'metalayer_sensor_last_tick_failed{kind="sensor",sensor="landing"}': _QUIET},
     ),
     "MetaLayerDiskLow": (
         {
-            'metalayer_disk_free_bytes{folder="home"}': "5x60",
-            'metalayer_disk_size_bytes{folder="home"}': "100x60",
+            'metalayer_disk_free_bytes{folder="home"}': "5x99",
+            'metalayer_disk_size_bytes{folder="home"}': "100x99",
         },
         {
-            'metalayer_disk_free_bytes{folder="home"}': "50x60",
-            'metalayer_disk_size_bytes{folder="home"}': "100x60",
+            'metalayer_disk_free_bytes{folder="home"}': "50x99",
+            'metalayer_disk_size_bytes{folder="home"}': "100x99",
         },
     ),
+    "MetaLayerBackupOld": (
+        {
+            "metalayer_backup_last_timestamp_seconds": "-200000x99",
+            "metalayer_backup_interval_seconds": "86400x99",
+        },
+        {
+            "metalayer_backup_last_timestamp_seconds": "0+60x99",
+            "metalayer_backup_interval_seconds": "86400x99",
+        },
+    ),
+    "MetaLayerBackupFails": (
+        {"metalayer_backup_failing": "1x99"},
+        {
+            "metalayer_backup_failing": "0x99",
+            "metalayer_backup_shipped_timestamp_seconds": "0+60x99",
+        },
+    ),
+    "MetaLayerDrillFailed": (
+        {"metalayer_drill_failed": "1x99"},
+        {"metalayer_drill_failed": "0x99", "metalayer_drill_last_timestamp_seconds": "0+60x99"},
+    ),
     "MetaLayerConnectionsNearLimit": (
-        {"metalayer_connections_used": "90x60", "metalayer_connections_limit": "100x60"},
-        {"metalayer_connections_used": "9x60", "metalayer_connections_limit": "100x60"},
+        {"metalayer_connections_used": "90x99", "metalayer_connections_limit": "100x99"},
+        {"metalayer_connections_used": "9x99", "metalayer_connections_limit": "100x99"},
     ),
     "MetaLayerTransactionOpen": (
-        {"metalayer_oldest_transaction_seconds": "3000+60x60"},
-        {"metalayer_oldest_transaction_seconds": "10x60"},
+        {"metalayer_oldest_transaction_seconds": "3000+60x99"},
+        {"metalayer_oldest_transaction_seconds": "10x99"},
     ),
     "MetaLayerRunFailed": (
         {
-            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "500x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x99",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "500x99",
         },
         {
-            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x60",
-            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "1500x60",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="failure"}': "1000x99",
+            'metalayer_run_last_end_timestamp_seconds{dagster_job="a",status="success"}': "1500x99",
         },
     ),
     "MetaLayerRunsWait": (
-        {'metalayer_run_oldest_seconds{status="queued"}': "0+60x60"},
-        {'metalayer_run_oldest_seconds{status="started"}': "0+60x60"},
+        {'metalayer_run_oldest_seconds{status="queued"}': "0+60x99"},
+        {'metalayer_run_oldest_seconds{status="started"}': "0+60x99"},
     ),
     "MetaLayerRunStuck": (
-        {'metalayer_run_oldest_seconds{status="started"}': "20000+60x60"},
-        {'metalayer_run_oldest_seconds{status="started"}': "0+60x60"},
+        {'metalayer_run_oldest_seconds{status="started"}': "20000+60x99"},
+        {'metalayer_run_oldest_seconds{status="started"}': "0+60x99"},
     ),
     "MetaLayerDeliveryRejected": (
-        {'metalayer_files_refused{source="erp/orders"}': "1x60"},
+        {'metalayer_files_refused{source="erp/orders"}': "1x99"},
         {'metalayer_files_refused{source="erp/orders"}': _QUIET},
     ),
     "MetaLayerMonthFailed": (
-        {'metalayer_table_months_failed{table="silver.orders"}': "1x60"},
+        {'metalayer_table_months_failed{table="silver.orders"}': "1x99"},
         {'metalayer_table_months_failed{table="silver.orders"}': _QUIET},
     ),
     "MetaLayerQuarantineHigh": (
         {
-            'metalayer_table_rows_quarantined{table="silver.orders"}': "10x60",
-            'metalayer_table_rows_read{table="silver.orders"}': "100x60",
+            'metalayer_table_rows_quarantined{table="silver.orders"}': "10x99",
+            'metalayer_table_rows_read{table="silver.orders"}': "100x99",
         },
         {
-            'metalayer_table_rows_quarantined{table="silver.orders"}': "0x60",
-            'metalayer_table_rows_read{table="silver.orders"}': "0x60",
+            'metalayer_table_rows_quarantined{table="silver.orders"}': "0x99",
+            'metalayer_table_rows_read{table="silver.orders"}': "0x99",
         },
     ),
     "MetaLayerSourceLate": (
-        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x60"},
-        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x60"},
+        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x99"},
+        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x99"},
     ),
     "MetaLayerTableLate": (
-        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x60"},
-        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x60"},
+        {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x99"},
+        {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x99"},
     ),
     "MetaLayerTableStale": (
         {
-            'metalayer_table_freshness_lag_seconds{table="gold.fact_orders"}': "90x60",
-            'metalayer_table_freshness_limit_seconds{table="gold.fact_orders"}': "60x60",
+            'metalayer_table_freshness_lag_seconds{table="gold.fact_orders"}': "90x99",
+            'metalayer_table_freshness_limit_seconds{table="gold.fact_orders"}': "60x99",
         },
         {
-            'metalayer_table_freshness_lag_seconds{table="gold.fact_orders"}': "30x60",
-            'metalayer_table_freshness_limit_seconds{table="gold.fact_orders"}': "60x60",
+            'metalayer_table_freshness_lag_seconds{table="gold.fact_orders"}': "30x99",
+            'metalayer_table_freshness_limit_seconds{table="gold.fact_orders"}': "60x99",
         },
     ),
 }  # fmt: skip
@@ -357,7 +382,7 @@ def test_each_alert_fires_when_it_should_and_is_silent_when_it_should(tmp_path: 
                     "promql_expr_test": [
                         {
                             "expr": firing,
-                            "eval_time": "45m",
+                            "eval_time": "75m",
                             "exp_samples": [{"labels": "{}", "value": fires}],
                         }
                     ],

@@ -129,7 +129,7 @@ class Ground:
     def visible(self, tables: Sequence[str]) -> Months:
         """What a reader sees of every month of the tables, in one statement."""
         with self.connection() as cursor:
-            return _look(cursor, tables)
+            return look(cursor, tables)
 
     def recorded(self) -> list[Any]:
         """What the ledger, the versions and the quarantine say."""
@@ -168,7 +168,8 @@ def everything(tables: Sequence[str]) -> sql.Composed:
     return sql.SQL(" union all ").join(parts)
 
 
-def _look(cursor: Any, tables: Sequence[str]) -> Months:
+def look(cursor: Any, tables: Sequence[str]) -> Months:
+    """What a reader sees of every month of the tables, in one statement."""
     cursor.execute(everything(tables))
     return {(table, month): (rows, print_) for table, month, rows, print_ in cursor}
 
@@ -227,7 +228,7 @@ class Reader(threading.Thread):
     def _look_on(self) -> None:
         with self._ground.connection() as cursor:
             while not self._ended.wait(_PAUSE_SECONDS):
-                seen = set(_look(cursor, self._tables).items())
+                seen = set(look(cursor, self._tables).items())
                 self.looks += 1
                 if self._as_one and seen not in self._wholes:
                     self.wrong.append(seen)

@@ -79,14 +79,20 @@ class Commands:
             text=True,
         )
 
-    def run(self, *arguments: str, kill: Kill | None = None, patience: int = 120) -> Ended:
+    def run(
+        self,
+        *arguments: str,
+        kill: Kill | None = None,
+        patience: int = 120,
+        environment: Mapping[str, str] | None = None,
+    ) -> Ended:
         """Run `metalayer ARGUMENTS` to its end; a command that outlives `patience` is killed."""
         output = self._home.parent / "output"
         reached = self._home.parent / "reached"
         reached.unlink(missing_ok=True)
         order = {
             "arguments": arguments,
-            "environment": self._environment,
+            "environment": {**self._environment, **(environment or {})},
             "output": str(output),
             "reached": str(reached),
             "kill": asdict(kill) if kill else None,
