@@ -79,11 +79,16 @@ print(json.dumps({
 
 @dataclass
 class Page:
-    """A page's blocks, and a copy of the project in which they are executed."""
+    """A page's blocks, and a copy of the project in which they are executed.
+
+    Attributes:
+        places: Folder that the page names -> where it is here.
+    """
 
     blocks: list[tuple[str, str]]
     project: Path
     environment: Mapping[str, str]
+    places: Mapping[str, str] = field(default_factory=dict)
     printed: str = ""
     compared: int = 0
     ran: list[str] = field(default_factory=list)
@@ -113,7 +118,10 @@ class Page:
         for line in commands.splitlines():
             if line.startswith("export METALAYER_HOME="):
                 continue  # this test's home is one of its own already
-            first, *words = shlex.split(line)
+            here = line
+            for named, place in self.places.items():
+                here = here.replace(named, place)
+            first, *words = shlex.split(here)
             assert first == "./run", line
             self.printed = self.process("-m", "metalayer", *words)
             self.ran.append(line)
@@ -295,9 +303,31 @@ def test_the_page_on_versions(opened: Callable[[str], Page]) -> None:
 def test_the_page_on_operations(opened: Callable[[str], Page]) -> None:
     page = opened("docs/operations.md")
     shutil.copytree(PROJECT_ROOT / "data" / "sample", page.project / "data" / "sample")
+    page.environment = {
+        **page.environment,
+        f"{ENV_PREFIX}BACKUP_URL": str(page.project / "vault"),
+    }
     page.process("-m", "metalayer", "demo")
     page.execute()
     assert len(page.ran) > 10
+
+
+def test_the_page_on_backup(opened: Callable[[str], Page], server_folder: Path) -> None:
+    page = opened("docs/backup.md")
+    shutil.copytree(PROJECT_ROOT / "data" / "sample", page.project / "data" / "sample")
+    without = {f"{ENV_PREFIX}DATABASE_URL"}
+    page.environment = {
+        **{name: value for name, value in page.environment.items() if name not in without},
+        f"{ENV_PREFIX}HOME": str(server_folder / "home"),
+        f"{ENV_PREFIX}BACKUP_URL": str(server_folder / "vault"),
+    }
+    page.places = {"/new/home": str(server_folder / "new" / "home")}
+    (server_folder / "new").mkdir(mode=0o711)
+    page.process("-m", "metalayer", "demo")
+    page.execute()
+    assert len(page.ran) == 4
+    landed = (server_folder / "new" / "home" / "landing").rglob("*.csv*")
+    assert sum(1 for _ in landed) == 30
 
 
 def _added(page: Page) -> list[str]:
