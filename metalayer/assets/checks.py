@@ -16,15 +16,17 @@ from typing import Any
 import dagster as dg
 
 from metalayer.assets.keys import asset_key
+from metalayer.assets.plot import plot
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.showing import by_month
 from metalayer.assets.types import BuildReport
 from metalayer.catalog import Catalog
 from metalayer.contracts.contract import TableSpec
 from metalayer.contracts.promises import AUDIT_CHECK as AUDIT_CHECK
-from metalayer.contracts.promises import CHECKS, blocking_checks
+from metalayer.contracts.promises import CHECKS, USUAL_CHECK, blocking_checks
 from metalayer.contracts.promises import DUE_CHECK as DUE_CHECK
 from metalayer.jobs import table_job
+from metalayer.operations.anomalies import Anomaly, judge
 from metalayer.settings import Settings
 from metalayer.warehouse import checks
 from metalayer.warehouse.build import TableJob, is_stale, to_be_checked
@@ -37,8 +39,10 @@ from metalayer.warehouse.failures import (
 )
 from metalayer.warehouse.locks import begin_snapshot
 from metalayer.warehouse.pool import transaction
+from metalayer.warehouse.profiling import profile_table
 from metalayer.warehouse.state import Published, State, load_state
 
+_MOST_UNUSUAL = 50
 #: What to do when a check fails. Where a table only warns, see `_NEXT_OF_WARNINGS`.
 _NEXT = {
     AUDIT_CHECK: "`metalayer rejects {table}` shows the rows of earlier builds, "
@@ -60,12 +64,17 @@ _NEXT_OF_WARNINGS = {
 
 
 def check_specs(spec: TableSpec) -> list[dg.AssetCheckSpec]:
-    """The blocking checks of a table."""
+    """The checks of a table that its own step asks: the blocking ones, and what is unusual."""
+    blocking = blocking_checks(spec)
+    asked = blocking if spec.layer == "bronze" else [*blocking, USUAL_CHECK]
     return [
         dg.AssetCheckSpec(
-            name, asset=asset_key(spec.full_name), description=CHECKS[name], blocking=True
+            name,
+            asset=asset_key(spec.full_name),
+            description=CHECKS[name],
+            blocking=name in blocking,
         )
-        for name in blocking_checks(spec)
+        for name in asked
     ]
 
 
@@ -97,10 +106,50 @@ def check_table(
         },
     )
     asked = ask_and_mark(warehouse, spec, tables)
-    return [
+    results = [
         _result(name, spec, finding, dg.AssetCheckSeverity.ERROR)
         for name, finding in {AUDIT_CHECK: verdict, **asked.findings}.items()
     ]
+    unusual = _note_what_it_looks_like(warehouse, spec, tables)
+    return results if spec.layer == "bronze" else [*results, _usual(spec, unusual)]
+
+
+def _note_what_it_looks_like(
+    warehouse: Warehouse, spec: TableSpec, tables: Catalog
+) -> list[Anomaly]:
+    """Note the profile of what was published, and hold it against those before."""
+    with transaction(warehouse.pool) as connection:
+        changed = profile_table(connection, spec, tables.specs)
+    if spec.layer == "bronze":
+        return []
+    with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        return judge(cursor, spec.full_name, changed, by_day=spec.layer == "silver")
+
+
+def _usual(spec: TableSpec, unusual: Sequence[Anomaly]) -> dg.AssetCheckResult:
+    """What is unusual as a warning, with a picture of the worst."""
+    metadata: dict[str, Any] = {"anomalies": len(unusual)}
+    more = f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""
+    plotted = next((a for a in unusual if len(a.series) > 1), None)
+    if plotted is not None:
+        picture = plot(plotted.series, plotted.low, plotted.high)
+        metadata["plot"] = dg.MetadataValue.md(f"{plotted.said}\n\n![{plotted.said}]({picture})")
+    if unusual:
+        metadata["all"] = dg.MetadataValue.md(
+            "\n".join(f"- {a.said} (number {a.id})" for a in unusual[:_MOST_UNUSUAL])
+        )
+        metadata["what_to_do_next"] = (
+            f"Ask whoever exports it whether it is right. If it is, `metalayer anomalies "
+            f'--expected {unusual[0].id} --why "..."` says so; if not, land the file corrected.'
+        )
+    return dg.AssetCheckResult(
+        asset_key=asset_key(spec.full_name),
+        check_name=USUAL_CHECK,
+        passed=not unusual,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{unusual[0].said}{more}" if unusual else None,
+        metadata=metadata,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
     scan.py       scan
     subject.py    subject
     alerts.py     alerts
+    anomalies.py  anomalies
     up.py         up
     metrics.py    metrics
     backup.py     backup, backups, restore, drill
@@ -46,6 +47,7 @@ from typer.exceptions import TyperException
 
 from metalayer.cli import (
     alerts,
+    anomalies,
     ask,
     audit,
     backup,
@@ -81,6 +83,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         alerts.alerts,
         "What is wrong just now; tell people by mail or chat.",
         ["alerts", "alerts --test"],
+    ),
+    (
+        anomalies.anomalies,
+        "What is unusual in what was published.",
+        ["anomalies", 'anomalies --expected 3 --why "price campaign"'],
     ),
     (
         metrics.metrics,

@@ -18,6 +18,8 @@ from metalayer.contracts.contract import ColumnSpec, TableSpec, pandera_schema
 AUDIT_CHECK = "contract_satisfied"
 #: The check of lateness: what time brings, not what a build did.
 DUE_CHECK = "due_month_present"
+#: The check that warns of what is unusual in what was published.
+USUAL_CHECK = "looks_usual"
 #: Check -> what it says when it passes.
 CHECKS: Mapping[str, str] = MappingProxyType(
     {
@@ -27,6 +29,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         "rows_conserved": "Rows that came in = published + quarantined + superseded, "
         "month by month.",
         "money_conserved": "Monthly sums equal those of the table the rows come from, to the cent.",
+        USUAL_CHECK: "Rows, missing values, frequent values and the newest day are as usual.",
         DUE_CHECK: "The newest month that is due by now is there.",
     }
 )
@@ -54,7 +57,7 @@ def blocking_checks(spec: TableSpec) -> list[str]:
 def checks_of(spec: TableSpec) -> list[Promise]:
     """Every check of a table, those that only warn last."""
     blocking = blocking_checks(spec)
-    warning = [DUE_CHECK]
+    warning = [DUE_CHECK] if spec.layer == "bronze" else [USUAL_CHECK, DUE_CHECK]
     if "references_resolve" not in blocking and any(c.references for c in spec.columns):
         warning.insert(0, "references_resolve")
     return [Promise(n, CHECKS[n], n in blocking) for n in (*blocking, *warning)]

@@ -26,6 +26,7 @@ import psycopg2
 
 from metalayer.errors import MetaLayerError
 from metalayer.lateness import Punctuality, following_month, punctuality
+from metalayer.operations.anomalies import Anomaly, open_anomalies
 from metalayer.operations.backup_state import load_state
 from metalayer.operations.looking import is_there, looking
 from metalayer.settings import Settings
@@ -141,7 +142,9 @@ class _Known:
         return known.owner if known else None
 
 
-_OF_WAREHOUSE = frozenset(("delivery_rejected", "month_failed", "check_failed", "month_missing"))
+_OF_WAREHOUSE = frozenset(
+    ("delivery_rejected", "month_failed", "check_failed", "month_missing", "anomaly")
+)
 _OF_RUNS = frozenset(("run_failed",))
 _log = logging.getLogger(__name__)
 
@@ -225,6 +228,7 @@ def _of_warehouse(
         *_rejected(cursor, settings, known),
         *_failed_months(cursor, known, failed),
         *_failed_checks(cursor, known, failed),
+        *_unusual(cursor, known),
     ]
     return [*found, *_missing(known)], failed
 
@@ -319,6 +323,35 @@ def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
             severity="critical",
             owner=known.owner(table),
             affects=known.behind(table),
+        )
+
+
+def _unusual(cursor: Any, known: _Known) -> Iterator[Condition]:
+    """Tables with something unusual; where what they are made from has it too, it is told there."""
+    if not is_there(cursor, "meta.anomalies"):
+        return
+    found: dict[str, list[Anomaly]] = {}
+    for anomaly in open_anomalies(cursor):
+        found.setdefault(anomaly.table, []).append(anomaly)
+    for table, unusual in found.items():
+        if table not in known.tables:
+            continue
+        yield Condition(
+            key=f"anomaly {table}",
+            title=f"{table} looks unusual",
+            what=f"{unusual[0].said}"
+            + (f", and {counted(len(unusual) - 1, 'thing')} more." if len(unusual) > 1 else "."),
+            since=min(a.found_at for a in unusual),
+            next_step="Ask whoever exports it. `metalayer anomalies` lists all; `--expected` "
+            "silences one, with the reason.",
+            owner=known.owner(table),
+            affects=known.behind(table),
+            about=frozenset(f"{a.measure} {a.column} {a.period}" for a in unusual),
+            is_explained=any(
+                {a.period[:7] for a in unusual} <= {a.period[:7] for a in found[name]}
+                for name in known.tables[table].made_from & found.keys()
+            ),
+            stays_explained=True,
         )
 
 

@@ -89,6 +89,7 @@ class Metrics(Collector):
                 for part, measure in (
                     ("tables", lambda: list(self._tables(warehouse))),
                     ("versions", lambda: list(_kept(warehouse))),
+                    ("anomalies", lambda: list(_unusual(warehouse))),
                     ("deliveries", lambda: list(_deliveries(warehouse))),
                     ("postgres", lambda: list(_postgres(warehouse, server))),
                 ):
@@ -280,6 +281,22 @@ def _kept(connection: Any) -> Iterator[Metric]:
         "table_build_seconds", "Seconds in which the published months were built, summed.",
         labels, [(*row[:2], row[4]) for row in rows],
     )  # fmt: skip
+
+
+def _unusual(connection: Any) -> Iterator[Metric]:
+    """How much of each table is unusual."""
+    if not _has(connection, "meta.anomalies"):
+        return
+    yield _gauge(
+        "table_anomalies_open",
+        "Figures of the table that are unusual, and that nobody expected.",
+        ["layer", "table"],
+        _ask(
+            connection,
+            "select t.layer, t.table_name, count(a.anomaly_id) filter (where a.state = 'open') "
+            "from meta.tables as t left join meta.anomalies as a using (table_name) group by 1, 2",
+        ),
+    )
 
 
 def _deliveries(connection: Any) -> Iterator[Metric]:

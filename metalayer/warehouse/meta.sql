@@ -270,6 +270,26 @@ comment on column meta.profiles.columns is
 'Column -> nulls, distinct, min, max, mean, sum, top (value and rows), unresolved (references); no value of a personal one';
 comment on column meta.profiles.days is 'Day of the month column -> rows, and column -> nulls; empty where rows have no day of their own';
 
+create table if not exists meta.anomalies (
+    anomaly_id bigint generated always as identity primary key,
+    table_name text not null,
+    measure text not null check (measure in ('volume', 'nulls', 'distribution', 'freshness')),
+    column_name text not null default '',
+    period text not null,
+    observed double precision not null,
+    low double precision not null,
+    high double precision not null,
+    score double precision not null,
+    series jsonb not null default '[]',
+    found_at timestamptz not null default clock_timestamp(),
+    state text not null default 'open' check (state in ('open', 'expected', 'over')),
+    ended_at timestamptz,
+    why text not null default '',
+    unique (table_name, measure, column_name, period)
+);
+comment on table meta.anomalies is 'What was unusual in a published day or month, and whether it still is or was expected';
+comment on column meta.anomalies.low is 'Between this and high it usually is; score is the distance in usual deviations';
+
 create table if not exists meta.built_from (
     table_name text not null,
     month date not null,

@@ -348,6 +348,10 @@ CASES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
             'metalayer_table_rows_read{table="silver.orders"}': "0x99",
         },
     ),
+    "MetaLayerAnomaly": (
+        {'metalayer_table_anomalies_open{table="silver.orders"}': "2x99"},
+        {'metalayer_table_anomalies_open{table="silver.orders"}': _QUIET},
+    ),
     "MetaLayerSourceLate": (
         {'metalayer_table_late_itself_seconds{layer="bronze",table="bronze.orders"}': "60x99"},
         {'metalayer_table_late_itself_seconds{layer="gold",table="gold.fact_orders"}': "60x99"},
