@@ -3,8 +3,9 @@
 And what PostgreSQL refuses, told without the values of the row that it quotes.
 
 PostgreSQL, DuckDB, SQLAlchemy, Dagster and the operating system each have exceptions of their own
-for these, and wrap each other's. They are recognised here, once; an exception that is none of
-them is left to the caller. Handling them (trying again, rolling back) does not belong here.
+for these, and wrap each other's. They are recognised here, once, with the class they are of; an
+exception that is none of them is left to the caller (`failure.py`). Handling them (trying again,
+rolling back) does not belong here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import psycopg2
 from psycopg2 import errorcodes
 
-from metalayer.errors import DiskFullError, MetaLayerError, WarehouseError
+from metalayer.errors import CapacityError, DiskFullError, Kind, MetaLayerError, WarehouseError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXT = re.compile(r"(?i)no space left|disk quota exceeded|not enough space on the disk")
@@ -27,6 +28,33 @@ _SPILL_TEXT = re.compile(r"max_temp_directory_size|failed to offload")
 # What one of its threads met it hands on as JSON.
 _DUCKDB_CAUSE = re.compile(r'"exception_message":"((?:[^"\\]|\\.)*)"')
 _DATA_EXCEPTION = "22"
+#: What a code, or the class that its first two characters are, says of an error of PostgreSQL's.
+#: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_KINDS: dict[str, Kind] = {
+    "08": "transient",  # connection exceptions
+    "40": "transient",  # serialization failures and deadlocks
+    "57": "transient",  # shut down, not up yet, cancelled
+    errorcodes.LOCK_NOT_AVAILABLE: "transient",
+    errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT: "transient",
+    "53": "capacity",  # disk, memory, connections
+    "22": "data",  # values that a statement cannot take
+    "23": "data",  # rows that break a constraint
+    "28": "configuration",  # who may log in
+    "3D": "configuration",  # no such database
+    "3F": "configuration",  # no such schema
+    "42": "configuration",  # rights, and statements that do not fit the tables
+}
+_NEXT_STEPS: dict[Kind, str] = {
+    "transient": "What is published stands; build again to do the rest.",
+    "capacity": "Free what ran out, or allow PostgreSQL more of it; what is published stands.",
+}
+_REFUSED = "PostgreSQL's own log has the details; what is published stands."
+_CONNECTIONS_TEXT = re.compile(r"(?i)too many clients|connection slots are reserved|too many conn")
+#: What libpq passes on of a server, or finds out, that no second try mends.
+_NO_ENTRY_TEXT = re.compile(
+    r"(?i)authentication failed|no password|does not exist|pg_hba\.conf|permission denied|"
+    r"certificate|SSL|name or service not known|invalid"
+)
 _QUOTED = re.compile(r'"[^"]*"')
 _ENDED = {
     errorcodes.ADMIN_SHUTDOWN,
@@ -49,6 +77,12 @@ def outage(error: BaseException, home: Path | None = None) -> MetaLayerError | N
     for link in chain:
         if is_full_disk(link):
             return disk_full(_first_line(link), home)
+        if is_out_of_memory(link):
+            return CapacityError(
+                f"Memory ran out: {_first_line(link)}",
+                "Build fewer months side by side with METALAYER_WORKERS, or on a machine with more "
+                "memory; what is published stands.",
+            )
     lost = next((link for link in chain if _is_lost_connection(link)), None)
     if lost is None:
         return None
@@ -63,6 +97,7 @@ def lost_connection(said: str) -> WarehouseError:
         f"The connection to PostgreSQL was lost: {said}",
         "What is published stands; build again to do the rest. `metalayer doctor` shows whether "
         "the server answers.",
+        kind="transient",
     )
 
 
@@ -75,10 +110,26 @@ def refusal(error: psycopg2.Error) -> WarehouseError:
     said = error.diag.message_primary or type(error).__name__
     if (error.pgcode or "").startswith(_DATA_EXCEPTION):
         said = _QUOTED.sub('"***"', said)
+    kind = kind_of_code(error.pgcode)
     return WarehouseError(
         f"PostgreSQL refuses: {said} ({type(error).__name__})",
-        "PostgreSQL's own log has the details; what is published stands.",
+        _NEXT_STEPS.get(kind, _REFUSED),
+        kind=kind,
     )
+
+
+def kind_of_code(code: str | None) -> Kind:
+    """Of what class an error of PostgreSQL's is, by its five characters (SQLSTATE)."""
+    code = code or ""
+    return _KINDS.get(code) or _KINDS.get(code[:2], "bug")
+
+
+def kind_of_connecting(error: BaseException) -> Kind:
+    """The same of a failed try to connect, of which libpq gives only words."""
+    said = str(getattr(error, "orig", None) or error)
+    if _CONNECTIONS_TEXT.search(said) or type(error).__name__ == "TimeoutError":
+        return "capacity"  # the latter is SQLAlchemy's, of a pool with no connection left
+    return "configuration" if _NO_ENTRY_TEXT.search(said) else "transient"
 
 
 def disk_full(what: str, home: Path | None = None) -> DiskFullError:
@@ -105,6 +156,16 @@ def is_full_disk(error: BaseException) -> bool:
     if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb"):
         return bool(_FULL_TEXT.search(str(error)) or _SPILL_TEXT.search(str(error)))
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this very exception says that there is no memory left."""
+    if isinstance(error, psycopg2.Error):
+        return bool(error.pgcode == errorcodes.OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (
+        type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb")
+        and type(error).__name__ == "OutOfMemoryException"
+    )
 
 
 def is_nearly_full(folder: Path) -> bool:

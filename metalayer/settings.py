@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -55,6 +55,7 @@ _FIXES = {
     "`metalayer keys new` prints one",
     "backup_keep_days": "Write a whole number of days, for example METALAYER_BACKUP_KEEP_DAYS=30",
     "backup_hours": "Write a whole number of hours, for example METALAYER_BACKUP_HOURS=24",
+    "log_format": "Write console or json, for example METALAYER_LOG_FORMAT=json",
     "why": "Give the reason in at most 1000 characters",
     "workers": "Write a whole number from 1 to 64, for example METALAYER_WORKERS=4",
 }
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
             None: in plain. Secret.
         backup_keep_days: for how many days any second can be brought back.
         backup_hours: how often a running platform takes a backup.
+        log_format: how services log to stderr: for people, or JSON, a line each.
     """
 
     model_config = SettingsConfigDict(
@@ -125,6 +127,7 @@ class Settings(BaseSettings):
     backup_key: SecretStr | None = None
     backup_keep_days: int = Field(default=30, ge=1, le=36_500)
     backup_hours: int = Field(default=24, ge=1, le=8_760)
+    log_format: Literal["console", "json"] = "console"
 
     @classmethod
     def load(cls) -> Self:
@@ -237,6 +240,16 @@ class Settings(BaseSettings):
     def pgdata(self) -> Path:
         """Data folder of the embedded PostgreSQL."""
         return self.home / "postgres"
+
+    @property
+    def embedded_home(self) -> Path | None:
+        """The folder that the embedded PostgreSQL lives in; None with a server of one's own."""
+        return self.home if self.database_url is None else None
+
+    @property
+    def log_file(self) -> Path:
+        """What was done, a line of JSON each: see `metalayer.logs`."""
+        return self.home / "logs" / "metalayer.jsonl"
 
     @property
     def database_shown(self) -> str:

@@ -27,6 +27,7 @@ from metalayer.warehouse.build import (
     TableJob,
     is_settled,
     is_stale,
+    log_month,
     result_of,
     windows_of,
 )
@@ -87,11 +88,16 @@ def build_atomically(
                     outcome.failed_checks += _check(cursor, warehouse, job)
                 if not outcome.succeeded:
                     connection.rollback()
+                    for result in outcome.months:
+                        if result.outcome == "failed":
+                            log_month(result)
                     return outcome
             date_together(cursor, outcome.published)
             tables = sorted({table for table, _ in outcome.published})
             record(cursor, "build", "all or nothing", {"tables": tables})
             connection.commit()
+            for result in outcome.months:
+                log_month(result)
             for table, month in outcome.published:
                 prune(connection, table, month, table_job(table, warehouse.settings).keeping)
         finally:

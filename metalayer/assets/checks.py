@@ -8,6 +8,7 @@ Does not belong here: the questions themselves (see `metalayer.warehouse.checks`
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from metalayer.assets.breaking import step
 from metalayer.assets.keys import asset_key
 from metalayer.assets.plot import plot
 from metalayer.assets.resources import Warehouse
@@ -25,6 +27,7 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.contracts.promises import AUDIT_CHECK as AUDIT_CHECK
 from metalayer.contracts.promises import CHECKS, USUAL_CHECK, blocking_checks
 from metalayer.contracts.promises import DUE_CHECK as DUE_CHECK
+from metalayer.failure import Failure
 from metalayer.jobs import table_job
 from metalayer.operations.anomalies import Anomaly, judge
 from metalayer.settings import Settings
@@ -43,6 +46,7 @@ from metalayer.warehouse.profiling import profile_table
 from metalayer.warehouse.state import Published, State, load_state
 
 _MOST_UNUSUAL = 50
+_log = logging.getLogger(__name__)
 #: What to do when a check fails. Where a table only warns, see `_NEXT_OF_WARNINGS`.
 _NEXT = {
     AUDIT_CHECK: "`metalayer rejects {table}` shows the rows of earlier builds, "
@@ -304,7 +308,7 @@ def reference_checks(tables: Catalog) -> list[dg.AssetChecksDefinition]:
     )
     def references(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         selected = {key.asset_key for key in context.selected_asset_check_keys}
-        with transaction(context.resources.warehouse.pool) as connection:
+        with step(context), transaction(context.resources.warehouse.pool) as connection:
             for s in pointing:
                 if asset_key(s.full_name) in selected:
                     with connection.cursor() as cursor:
@@ -374,8 +378,12 @@ def _result(
     metadata = {**finding.facts, **by_month(finding.months)}
     if not finding.passed:
         warns = severity is dg.AssetCheckSeverity.WARN and name in _NEXT_OF_WARNINGS
-        next_step = (_NEXT_OF_WARNINGS if warns else _NEXT)[name]
-        metadata["what_to_do_next"] = next_step.format(table=spec.full_name)
+        next_step = (_NEXT_OF_WARNINGS if warns else _NEXT)[name].format(table=spec.full_name)
+        metadata["what_to_do_next"] = next_step
+        if name != AUDIT_CHECK and severity is dg.AssetCheckSeverity.ERROR:
+            # Its words may have values of rows. Months that fail their audit are logged one by one.
+            facts = {"table": spec.full_name, **Failure("data", name, next_step).fields}
+            _log.error("check failed: %s", name, extra=facts)
     return dg.AssetCheckResult(
         asset_key=asset_key(spec.full_name),
         check_name=name,

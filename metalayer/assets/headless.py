@@ -21,14 +21,14 @@ import psutil
 
 from metalayer.assets.atomic import build_atomically
 from metalayer.assets.checks import AUDIT_CHECK, ask_and_mark, asked_of_builds, failed_checks
+from metalayer.assets.failed import VERDICTS, failure_in, name_of
 from metalayer.assets.keys import TABLES_TAG, asset_key, range_tags, table_of, to_key
 from metalayer.assets.resources import Warehouse, lent_to_runs
 from metalayer.assets.storage import ensure_tables, note_complete
 from metalayer.catalog import catalog
 from metalayer.dagster_home import dagster_environment
-from metalayer.errors import BuildError
+from metalayer.errors import BuildError, MetaLayerError
 from metalayer.jobs import months_between, table_job
-from metalayer.outages import lost_connection
 from metalayer.planning import Plan, forget_mended, plan, runs_of, without
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import seal
@@ -44,8 +44,6 @@ PROCESS_TAG = "metalayer/process"
 #: A round only follows a round that changed something; more than this is a defect, not a history.
 _MOST_ROUNDS = 200
 _RECYCLE_SECONDS = 3600
-#: What psycopg2 raises when a connection breaks.
-_OF_A_CONNECTION = ("OperationalError", "InterfaceError")
 
 
 @dataclass
@@ -212,6 +210,7 @@ def build(
     raise BuildError(
         f"The build did not come to rest in {_MOST_ROUNDS} rounds",
         "Look with `metalayer build --help` for building some tables only, and report the case",
+        kind="bug",
     )
 
 
@@ -355,28 +354,18 @@ def _job(defs: dg.Definitions, tables: Sequence[str]) -> dg.JobDefinition:
 def _note_failure(event: dg.DagsterEvent, outcome: BuildOutcome, blocked: set[str]) -> None:
     """Keep a step's error, unless the months or checks that failed tell of it already."""
     error = event.step_failure_data.error
-    # What an error of ours was raised from is in its words already.
-    while error is not None and error.cause is not None and not _is_ours(error.message):
-        error = error.cause
-    if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
-        # Dagster takes Ctrl-C (and SIGTERM) for a failure of the step; the user meant the build.
-        raise KeyboardInterrupt
-    if error is None or error.cls_name in (
-        "DagsterTypeCheckDidNotPass",
-        "DagsterAssetCheckFailedError",
-    ):
+    if error is not None and error.cls_name in VERDICTS:
         return
-    text = error.message.strip()
-    if _is_ours(text):
-        text = text.partition(": ")[2]
-    elif error.cls_name in _OF_A_CONNECTION:
-        # Dagster's own storage has lost it: what it keeps of that is text.
-        text = str(lost_connection(text.partition(": ")[2].partition("\n")[0]))
-    outcome.errors.append(f"{(event.step_key or '').replace('__', '.')}: {text}")
+    while error is not None:
+        if error.cls_name == "DagsterExecutionInterruptedError":
+            # Dagster takes Ctrl-C (and SIGTERM) for a failure of the step; the user meant the
+            # build.
+            raise KeyboardInterrupt
+        error = error.cause
+    failure = failure_in(event)
+    if failure is None:
+        return
+    text = str(MetaLayerError(failure.message, failure.next_step))
+    outcome.errors.append(f"{name_of(event)}: {text}")
     if event.step_key:
-        blocked.add(event.step_key.replace("__", ".", 1))
-
-
-def _is_ours(message: str) -> bool:
-    """Whether an error, as Dagster keeps it in text, is one of MetaLayer's own."""
-    return message.startswith("metalayer.")
+        blocked.add(name_of(event))

@@ -27,6 +27,7 @@ class WarehouseIOManager(dg.IOManager):
                 f"{context.asset_key.to_user_string()} puts out {type(obj).__name__}, "
                 "which the warehouse does not keep",
                 "Write the table as a contract and a SELECT, or give the asset its own IO manager",
+                kind="configuration",
             )
 
     def load_input(self, context: dg.InputContext) -> Any:

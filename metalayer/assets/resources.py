@@ -15,7 +15,9 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from metalayer.assets.keys import range_of, tables_of
+from metalayer.assets.runlog import logged_run
 from metalayer.catalog import catalog, is_outdated
+from metalayer.logs.writing import log_to_file
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record, seal
 from metalayer.warehouse.build import MonthResult
@@ -50,6 +52,7 @@ class Warehouse:
 @contextlib.contextmanager
 def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehouse]:
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
+    log_to_file(settings)
     # One connection more than workers: checks and the ledger ask beside the builds.
     with warehouse_pool(settings, progress, settings.workers + 1) as pool:
         with transaction(pool) as connection:
@@ -86,7 +89,8 @@ def warehouse_resource(context: dg.InitResourceContext) -> Iterator[Warehouse]:
     """
     with contextlib.ExitStack() as stack:
         warehouse = _lent.get() or stack.enter_context(open_warehouse(Settings.load()))
-        if context.run is not None:
+        if context.run is not None and context.instance is not None:
+            stack.enter_context(logged_run(context.run, context.instance))
             _record_build(warehouse, context.run)
         try:
             yield warehouse

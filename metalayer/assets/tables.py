@@ -13,9 +13,9 @@ from hashlib import sha256
 from typing import Any
 
 import dagster as dg
-import psycopg2
 from pydantic import Field
 
+from metalayer.assets.breaking import step
 from metalayer.assets.checks import check_specs, check_table
 from metalayer.assets.keys import asset_key, to_key, to_months
 from metalayer.assets.partitions import mapping, monthly
@@ -34,7 +34,6 @@ from metalayer.contracts.contract import TableSpec
 from metalayer.jobs import table_job
 from metalayer.lineage.columns import column_lineage
 from metalayer.lineage.select import Reach
-from metalayer.outages import outage, refusal
 from metalayer.planning import months_with_data
 from metalayer.warehouse.build import MonthResult, build_months
 from metalayer.warehouse.phases import share, total
@@ -108,11 +107,8 @@ def table_asset(spec: TableSpec, tables: Catalog, start_month: date) -> dg.Asset
         op_tags={"metalayer/table": spec.full_name},
     )
     def build(context: dg.AssetExecutionContext, config: BuildConfig) -> Iterator[Any]:
-        try:
+        with step(context, table=spec.full_name):
             yield from _build(context, spec, tables, lineage, config)
-        except psycopg2.Error as error:
-            # Dagster keeps and shows what PostgreSQL says, which may quote a row.
-            raise outage(error) or refusal(error) from None
 
     return build
 

@@ -14,6 +14,7 @@ import pandera.polars as pa
 from dagster_pandera import pandera_schema_to_dagster_type
 
 from metalayer.contracts.contract import TableSpec, pandera_schema
+from metalayer.failure import CLASS, NEXT_STEP, broken_contract
 from metalayer.warehouse.build import MonthResult
 
 _SHOWN_FAILURES = 5
@@ -48,7 +49,8 @@ class BuildReport:
             kept = len(self.months) - len(self.failed)
             lines.append(
                 f"The other {kept} months are published. Land the export corrected, or mend the "
-                "contract or the SELECT, and build again."
+                "contract or the SELECT, and build again. (Error class: data. It is not tried "
+                "again until one of them changes.)"
             )
         return "\n".join(lines)
 
@@ -60,11 +62,11 @@ def table_type(spec: TableSpec) -> dg.DagsterType:
     def check(_context: dg.TypeCheckContext, value: Any) -> dg.TypeCheck:
         if not isinstance(value, BuildReport):
             return dg.TypeCheck(False, f"{spec.full_name} puts out a BuildReport, not {value!r}")
-        return dg.TypeCheck(
-            not value.failed,
-            value.verdict or None,
-            {"failed_months": len(value.failed)},
-        )
+        facts: dict[str, Any] = {"failed_months": len(value.failed)}
+        if value.failed:
+            told = broken_contract(value.table, value.verdict)
+            facts |= {CLASS: told.kind, NEXT_STEP: told.next_step}
+        return dg.TypeCheck(not value.failed, value.verdict or None, facts)
 
     return dg.DagsterType(
         type_check_fn=check,

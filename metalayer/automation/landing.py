@@ -16,6 +16,7 @@ import dagster as dg
 import psycopg2
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
+from metalayer.assets.breaking import step
 from metalayer.assets.resources import Warehouse, standing_warehouse
 from metalayer.automation.arrivals import Told, landing_events, said_of
 from metalayer.automation.retries import EARLIER_SECONDS, Asked, fingerprint
@@ -199,11 +200,12 @@ def take_in_files(
 def take_in_op(context: dg.OpExecutionContext) -> Iterator[Any]:
     """Take in everything that waits."""
     warehouse: Warehouse = context.resources.warehouse
-    with warehouse.profile.spending("read"):
-        registration = take_in_files(warehouse, context.log.info)
-    for line in said_of(registration):
-        context.log.info(line)
-    yield dg.Output(None)
+    with step(context):
+        with warehouse.profile.spending("read"):
+            registration = take_in_files(warehouse, context.log.info)
+        for line in said_of(registration):
+            context.log.info(line)
+        yield dg.Output(None)
 
 
 @dg.job(

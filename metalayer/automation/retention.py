@@ -5,6 +5,7 @@ Does not belong here: what expires, and what becomes of it (`governance/retentio
 
 import dagster as dg
 
+from metalayer.assets.breaking import step
 from metalayer.assets.resources import Warehouse
 from metalayer.catalog import catalog
 
@@ -21,8 +22,9 @@ def take_out_expired(context: dg.OpExecutionContext) -> None:
     from metalayer.governance.retention import expire, let_versions_go
 
     warehouse: Warehouse = context.resources.warehouse
-    found = expire(warehouse, catalog(), context.log.info)
-    let_versions_go(warehouse, catalog(), found)
+    with step(context):
+        found = expire(warehouse, catalog(), context.log.info)
+        let_versions_go(warehouse, catalog(), found)
     for month, tables in sorted(found.held.items()):
         context.log.warning(f"{month:%Y-%m} stays: legal hold, {', '.join(tables)}")
     for file in found.left:

@@ -334,8 +334,7 @@ def _failed(error: Exception) -> int:
     with contextlib.suppress(Exception):
         from metalayer.settings import Settings
 
-        settings = Settings.load()
-        home = settings.home if settings.database_url is None else None
+        home = Settings.load().embedded_home
     known = outage(error, home)
     if known is None:
         return _defect(error)

@@ -408,6 +408,7 @@ def _drop_month(warehouse: Warehouse, spec: TableSpec, month: date) -> None:
     raise WarehouseError(
         f"{spec.full_name} {month:%Y-%m} has expired, but somebody keeps reading the table",
         "Run `metalayer retain` again once that query has ended: what is done is not done twice.",
+        kind="transient",
     )
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from psycopg2.extras import execute_values
 
-from metalayer.errors import LandingError, WarehouseError
+from metalayer.errors import Kind, LandingError, WarehouseError
 from metalayer.governance.sealing import Sealer
 from metalayer.landing.copy import quoted
 from metalayer.landing.engine import open_memory
@@ -37,6 +37,8 @@ _LEDGER_LOCK = 0x4D4C0002
 
 class LedgerBusyError(WarehouseError):
     """Somebody else is taking files in."""
+
+    usual_kind: ClassVar[Kind] = "transient"
 
 
 def lock(cursor: Any, *, waits: bool = True) -> None:

@@ -16,6 +16,7 @@ Does not belong here: reading CSV (`reader.py`), finding files (`files.py`), jud
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
 from metalayer.errors import LandingError
+from metalayer.failure import CLASS, NEXT_STEP
 from metalayer.landing import drift, verdict
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.copies import promote_copies, same_content, touched
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -106,7 +109,26 @@ def register(
             rewrites=True,
         )
     found.skipped += left
+    _log_found(found)
     return found
+
+
+def _log_found(found: Registration) -> None:
+    """Log what became of each file."""
+    for delivery in found.deliveries:
+        facts: dict[str, Any] = {"file": delivery.file, "delivery": delivery.delivery_id}
+        if delivery.status == "rejected":
+            facts[CLASS], facts[NEXT_STEP] = "data", "Land it corrected under the same name."
+            _log.warning("delivery rejected: %s", delivery.reason, extra=facts)
+            continue
+        facts |= {"rows": delivery.rows_read, "rows_quarantined": delivery.rows_rejected}
+        if delivery.months:
+            facts["months"] = f"{min(delivery.months):%Y-%m}..{max(delivery.months):%Y-%m}"
+        _log.info("delivery %s", delivery.status, extra=facts)
+        for said in delivery.drift:
+            _log.warning("columns changed: %s", said, extra={"file": delivery.file})
+    for skipped in found.skipped:
+        _log.info("file left alone: %s", skipped.reason, extra={"file": skipped.name})
 
 
 def register_in(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from metalayer.errors import LandingError
+from metalayer.errors import Kind, LandingError
 from metalayer.outages import is_full_disk
 
 _MB = 1024 * 1024
@@ -44,7 +44,7 @@ UNPACKING = Unpacking()
 class FileInFlux(LandingError):  # noqa: N818 - the tree of errors names it so
     """The file changed, was replaced or vanished while it was read: try again later."""
 
-    transient: ClassVar[bool] = True
+    usual_kind: ClassVar[Kind] = "transient"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import psycopg2
 
 from metalayer.errors import MetaLayerError
+from metalayer.failure import broken_contract
 from metalayer.lateness import Punctuality, following_month, punctuality
 from metalayer.operations.anomalies import Anomaly, open_anomalies
 from metalayer.operations.backup_state import load_state
@@ -291,8 +292,7 @@ def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
             what=f"{named(months, _MONTHS_TOLD)}: {_shortened(problem)} "
             "Readers see these months as they were before.",
             since=since,
-            next_step=f"`metalayer rejects {table}` shows rows that are in quarantine; mend the "
-            "file and land it again, or change the contract.",
+            next_step=broken_contract(table, problem).next_step,
             owner=known.owner(table),
             affects=known.behind(table),
             about=frozenset(months),

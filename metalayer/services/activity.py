@@ -14,8 +14,10 @@ import dagster as dg
 from dagster._core.storage.tags import BACKFILL_ID_TAG, SENSOR_NAME_TAG
 from sqlalchemy import Engine
 
+from metalayer.assets.failed import failure_in, name_of
 from metalayer.assets.headless import PROCESS_TAG
 from metalayer.assets.keys import range_of, tables_of
+from metalayer.errors import MetaLayerError
 from metalayer.warehouse.pool import transaction
 from metalayer.wording import counted
 
@@ -130,13 +132,10 @@ def _why(instance: dg.DagsterInstance, run_id: str) -> str:
     ).records
     for event in events:
         failed = event.event_log_entry.dagster_event
-        data: Any = failed.event_specific_data if failed else None
-        if data is not None and data.error is not None:
-            cause = data.error.cause or data.error
-            # What a type check says stands behind Dagster's own words.
-            said = " ".join(cause.message.split()).rpartition(" Description: ")[2]
-            step = (failed.step_key or "").replace("__", ".") if failed else ""
-            return f". {step}: {_shortened(said)}"
+        failure = failure_in(failed) if failed is not None else None
+        if failed is not None and failure is not None:
+            said = " ".join(str(MetaLayerError(failure.message, failure.next_step)).split())
+            return f". {name_of(failed)} ({failure.kind}): {_shortened(said)}"
     return ""
 
 

@@ -48,6 +48,7 @@ def beside_readers(cursor: Any, work: Callable[[], Result], what: str) -> Result
                 raise WarehouseError(
                     f"{what}: its tables are in use{_by_whom(cursor)}",
                     "Try again when that has ended, or end it with pg_terminate_backend",
+                    kind="transient",
                 ) from None
             time.sleep(PAUSE_SECONDS)
             continue

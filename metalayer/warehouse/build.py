@@ -16,18 +16,18 @@ import queue
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from typing import Any, Literal
 
-import psycopg2
 from psycopg2 import sql
 from sqlalchemy import Engine
 
 from metalayer.contracts.contract import TableSpec
+from metalayer.failure import broken_contract, failure_of
 from metalayer.lineage.select import Reach
-from metalayer.outages import refusal
 from metalayer.warehouse.audit import MonthAudit
 from metalayer.warehouse.ddl import next_month
 from metalayer.warehouse.evolve import evolve
@@ -181,15 +181,20 @@ def build_months(
         return
     results: queue.SimpleQueue[MonthResult | None] = queue.SimpleQueue()
 
+    def landed(result: MonthResult) -> None:
+        log_month(result)
+        results.put(result)
+
     def work(window: Sequence[date]) -> None:
         try:
-            _build_window(pool, job, window, results.put, at_work, run_id=run_id, forced=forced)
+            _build_window(pool, job, window, landed, at_work, run_id=run_id, forced=forced)
         finally:
             results.put(None)
 
     at_work: set[Any] = set()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix=job.spec.name) as executor:
-        futures = [executor.submit(work, window) for window in windows]
+        # What is logged in a thread says the same of its run as what is logged here.
+        futures = [executor.submit(copy_context().run, work, window) for window in windows]
         try:
             for _ in futures:
                 yield from iter(results.get, None)
@@ -201,11 +206,26 @@ def build_months(
             raise
         errors = [error for f in futures if (error := f.exception()) is not None]
     for error in errors[1:]:
-        # PostgreSQL's own words may quote a row.
-        said = refusal(error) if isinstance(error, psycopg2.Error) else error
-        log.error("%s: another window failed as well: %s", job.spec.full_name, said)
+        found = failure_of(error)
+        facts = {"table": job.spec.full_name, **found.fields}
+        log.error("other months failed as well: %s", found.line, extra=facts)
     if errors:
         raise errors[0]
+
+
+def log_month(result: MonthResult) -> None:
+    """Log what became of a month, unless nothing had changed."""
+    facts = {
+        "table": result.table,
+        "month": f"{result.month:%Y-%m}",
+        "rows": result.rows,
+        "rows_quarantined": result.rows_quarantined,
+    }
+    if result.outcome == "failed":
+        found = broken_contract(result.table, result.problem or "")
+        log.error("month failed: %s", found.line, extra={**facts, **found.fields})
+    elif result.outcome != "current":
+        log.info("month %s", result.outcome, extra=facts)
 
 
 def windows_of(months: list[date], longest: int, workers: int) -> list[list[date]]:

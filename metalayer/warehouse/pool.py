@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from metalayer.errors import MetaLayerError, WarehouseError
-from metalayer.outages import outage
+from metalayer.outages import kind_of_connecting, outage
 from metalayer.settings import Settings
 from metalayer.warehouse.postgres import Progress
 from metalayer.warehouse.server import SESSION, tls_advice, warehouse_server
@@ -130,4 +130,5 @@ def _unreachable(pool: Engine, error: Exception) -> WarehouseError:
         f"Database '{pool.url.database}' at {host} cannot be reached: {lines[0]}",
         tls_advice(error)
         or "`metalayer doctor` shows which server is used and whether it answers.",
+        kind=kind_of_connecting(error),
     )

@@ -27,6 +27,7 @@ import psycopg2
 from psycopg2 import errorcodes, sql
 
 from metalayer.errors import ConfigurationError, WarehouseError
+from metalayer.outages import kind_of_connecting
 from metalayer.settings import Settings, without_password
 from metalayer.warehouse.postgres import PORT, SUPERUSER, Cluster, Progress
 
@@ -308,6 +309,7 @@ def _connected(url: str) -> Iterator[Any]:
             f"PostgreSQL at {without_password(url)} cannot be reached: {_first_line(error)}",
             tls_advice(error)
             or "Check METALAYER_DATABASE_URL, that the server runs, and that the database exists.",
+            kind=kind_of_connecting(error),
         ) from None
     with contextlib.closing(connection):
         connection.autocommit = True

@@ -1,6 +1,9 @@
 """The platform that integration tests tell stories about."""
 
 import contextlib
+import os
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,3 +54,26 @@ def make_platform(
 def keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are settled in parts, as those of files with many millions of rows are."""
     monkeypatch.setattr("metalayer.landing.settle._KEYS_AT_ONCE", 2)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[[int], Path]]:
+    """Mounts small disks."""
+    with contextlib.ExitStack() as stack:
+
+        def mount(size: int) -> Path:
+            folder = Path(tempfile.mkdtemp(dir=os.environ["TESTED_METALAYER_HOME"]))
+            folder.chmod(0o711)
+            made = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "tmpfs", str(folder)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if made.returncode:
+                assert "CI" not in os.environ, made.stderr
+                pytest.skip(f"this account may not mount a disk: {made.stderr.strip()}")
+            stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+            return folder
+
+        yield mount

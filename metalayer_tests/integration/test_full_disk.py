@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -34,29 +32,6 @@ ORDERS = "order_id,customer_id,product_code,order_date,quantity,unit_price,total
 #: Megabytes free while a build runs, and how many orders it takes in: each breaks off elsewhere.
 ROOMS = [0, 2, 12]
 ROWS = 40_000
-
-
-@pytest.fixture
-def mounted() -> Iterator[Callable[[int], Path]]:
-    """Mounts small disks."""
-    with contextlib.ExitStack() as stack:
-
-        def mount(size: int) -> Path:
-            folder = Path(tempfile.mkdtemp(dir=os.environ["TESTED_METALAYER_HOME"]))
-            folder.chmod(0o711)
-            made = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "tmpfs", str(folder)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if made.returncode:
-                assert "CI" not in os.environ, made.stderr
-                pytest.skip(f"this account may not mount a disk: {made.stderr.strip()}")
-            stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
-            return folder
-
-        yield mount
 
 
 def orders(first: int, rows: int) -> str:

@@ -1,0 +1,114 @@
+"""Where logs go, and what their lines say: set up once a process has work to tell of.
+
+Importing structlog takes a third of a second, so it is imported where logs are set up, and not by
+commands that only read. Until then loggers are the standard library's own, and say warnings only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from metalayer.logs.file import LogFile
+from metalayer.settings import Settings
+
+#: All loggers of ours are below this one.
+ROOT = logging.getLogger("metalayer")
+#: First on a line, in this order; then the rest as it comes.
+_FIRST = ("timestamp", "level", "event", "command", "run", "table", "month", "file", "delivery")
+
+
+def log_to_file(settings: Settings) -> None:
+    """Append what this process does from now on to the home's log."""
+    for handler in _handlers(LogFile):
+        if handler.path == settings.log_file:
+            return
+        ROOT.removeHandler(handler)
+        handler.close()
+    _add(LogFile(settings.log_file), is_json=True)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Log to stderr, as services do: for people, or as JSON (METALAYER_LOG_FORMAT)."""
+    if not _handlers(_Stderr):
+        _add(_Stderr(), is_json=settings.log_format == "json")
+
+
+@contextlib.contextmanager
+def telling(**fields: Any) -> Iterator[None]:
+    """Have every line of the block say these fields as well, also in threads that it starts.
+
+    Such threads need the context: `contextvars.copy_context().run`.
+    """
+    if "structlog" not in sys.modules:
+        yield  # nobody listens
+        return
+    from structlog.contextvars import bind_contextvars, get_contextvars, unbind_contextvars
+
+    before = {name: value for name, value in get_contextvars().items() if name in fields}
+    bind_contextvars(**fields)
+    try:
+        yield
+    finally:
+        # Not by tokens: what a generator binds may be taken back in another context.
+        unbind_contextvars(*fields)
+        bind_contextvars(**before)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """The stderr of a service."""
+
+
+def _handlers(of_type: type[Any]) -> list[Any]:
+    return [handler for handler in ROOT.handlers if isinstance(handler, of_type)]
+
+
+def _add(handler: logging.Handler, *, is_json: bool) -> None:
+    import structlog
+
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=False)
+    if is_json:
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.contextvars.merge_contextvars,
+                structlog.stdlib.ExtraAdder(),
+                structlog.stdlib.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _completed,
+                renderer,
+            ],
+        )
+    )
+    ROOT.addHandler(handler)
+    ROOT.setLevel(logging.INFO)
+
+
+def _completed(
+    _logger: Any, _method: str, fields: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """The fields in order, with the command, and without a traceback, whose values may be a row's.
+
+    A processor of structlog's.
+    """
+    raised = fields.pop("exc_info", None)
+    if raised:
+        fields["error"] = raised[0].__name__
+    fields["command"] = _command()
+    return {name: fields.pop(name) for name in _FIRST if name in fields} | dict(fields)
+
+
+def _command() -> str:
+    """What this process is: "build" of `metalayer build`, "code_server" of a service's module."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.stem in ("metalayer", "__main__") and len(sys.argv) > 1:
+        return sys.argv[1]
+    return program.stem
