@@ -52,9 +52,9 @@ class Warehouse:
 @contextlib.contextmanager
 def open_warehouse(settings: Settings, progress: Any = None) -> Iterator[Warehouse]:
     """A running server, its tables in line with the catalog, and a pool for `settings.workers`."""
-    log_to_file(settings)
     # One connection more than workers: checks and the ledger ask beside the builds.
     with warehouse_pool(settings, progress, settings.workers + 1) as pool:
+        log_to_file(settings)
         with transaction(pool) as connection:
             prepare(connection, list(catalog().specs.values()), catalog().selects, is_outdated)
             connection.commit()

@@ -18,6 +18,7 @@
     up.py         up
     metrics.py    metrics
     backup.py     backup, backups, restore, drill
+    logs.py       logs
     demo.py       demo
     catalog.py    docs, contracts: what the tables are, without a database
     tools.py      generate, doctor
@@ -56,6 +57,7 @@ from metalayer.cli import (
     demo,
     erase,
     keys,
+    logs,
     metrics,
     migrate,
     retain,
@@ -106,6 +108,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         ["restore --into /new/home", "restore --to 2025-07-01T10:30 --into /new/home"],
     ),
     (backup.drill, "Try a recovery, and remove it again.", ["drill", "drill --json"]),
+    (
+        logs.logs,
+        "What was done, by which run, and why something failed.",
+        ["logs", "logs --run 3f2a91c0", "logs --table silver.orders --level warning", "logs -f"],
+    ),
     (
         build.land,
         "Copy exports into the landing zone.",

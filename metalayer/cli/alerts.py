@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from metalayer.settings import Settings
 
 _SECONDS = 30
+_log = logging.getLogger(__name__)
 _MOST_AFFECTED = 6
 
 
@@ -43,11 +45,11 @@ def alerts(
     Each cause is shown once, with the tables that lack something for it and what to do. `up` tells
     the addresses in METALAYER_ALERT_URLS, each cause once, and when it is well again.
     """
-    from metalayer.operations.looking import log_to_stderr
+    from metalayer.logs.writing import log_to_stderr
     from metalayer.settings import Settings
 
     settings = Settings.load()
-    log_to_stderr()
+    log_to_stderr(settings)
     if send + watch + test + as_json > 1:
         raise UsageError("--send, --watch, --test and --json each go alone", "Choose one of them.")
     if test:
@@ -57,6 +59,7 @@ def alerts(
         with _standing(settings) as is_there:
             _show(settings, is_there=is_there, as_json=as_json)
         return
+    from metalayer.failure import failure_of
     from metalayer.operations.alerts import Teller
 
     if settings.alert_urls is None:
@@ -74,9 +77,10 @@ def alerts(
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
-                _tell_of(teller.look())
+                _log_of(teller.look())
             except Exception as error:  # whatever it is, the next look is wanted
-                say(f"could not look: {type(error).__name__}: {error}", "yellow")
+                found = failure_of(error, settings.embedded_home)
+                _log.warning("could not look: %s", found.line, extra=found.fields)
             time.sleep(_SECONDS)
 
 
@@ -153,6 +157,14 @@ def _try(settings: Settings) -> None:
 
 def _nobody() -> None:
     say("METALAYER_ALERT_URLS is unset: nobody is told.")
+
+
+def _log_of(done: Round) -> None:
+    """What `_tell_of` says, by a service."""
+    for to, message in done.sent:
+        _log.info("told %s: %s", to, message.title)
+    for to in done.refused:
+        _log.warning("%s took no message; it is tried again", to)
 
 
 def _tell_of(done: Round) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 from typing import Annotated
@@ -11,6 +12,8 @@ import typer
 
 from metalayer.console import say
 from metalayer.operations import METRICS_PORT
+
+_log = logging.getLogger(__name__)
 
 
 def metrics(
@@ -27,16 +30,20 @@ def metrics(
     They are measured when they are asked for. `up` serves them as well. Starts no PostgreSQL:
     where none answers, the metrics say so.
     """
+    from metalayer.logs.writing import log_to_stderr
     from metalayer.operations.exporter import exporter, exposition
-    from metalayer.operations.looking import log_to_stderr
     from metalayer.settings import Settings
 
     settings = Settings.load()
-    log_to_stderr()
+    log_to_stderr(settings)
     if once:
         sys.stdout.write(exposition(settings))
         return
     with exporter(settings, host, port) as taken, contextlib.suppress(KeyboardInterrupt):
         shown = f"[{host}]" if ":" in host else host
-        say(f"Metrics for Prometheus: http://{shown}:{taken}/metrics. Ctrl-C ends it.")
+        said = f"Metrics for Prometheus: http://{shown}:{taken}/metrics"
+        if settings.log_format == "json":
+            _log.info(said)
+        else:
+            say(f"{said}. Ctrl-C ends it.")
         threading.Event().wait()

@@ -26,7 +26,7 @@ class LogFile(logging.Handler):
     """Appends what its formatter makes of records to a file, which only its owner may read.
 
     Args:
-        path: The file; made with its folder when there is something to write.
+        path: The file; made when there is something to write, its folder at once.
         most_bytes: How large it gets before it is set aside, in place of the one before it.
     """
 
@@ -36,6 +36,8 @@ class LogFile(logging.Handler):
         self._most_bytes = most_bytes
         self._file: int | None = None
         self._is_torn = False
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one line."""
@@ -63,7 +65,6 @@ class LogFile(logging.Handler):
                 self._set_aside(self._file)
                 self._let_go()
         if self._file is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o600)
         return self._file

@@ -70,9 +70,9 @@ def _handlers(of_type: type[Any]) -> list[Any]:
 def _add(handler: logging.Handler, *, is_json: bool) -> None:
     import structlog
 
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=False)
+    renderers: list[Any] = [_printable, structlog.dev.ConsoleRenderer(colors=False)]
     if is_json:
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+        renderers = [structlog.processors.JSONRenderer(ensure_ascii=False, default=str)]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
@@ -84,7 +84,7 @@ def _add(handler: logging.Handler, *, is_json: bool) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _completed,
-                renderer,
+                *renderers,
             ],
         )
     )
@@ -106,9 +106,22 @@ def _completed(
     return {name: fields.pop(name) for name in _FIRST if name in fields} | dict(fields)
 
 
+def _printable(
+    _logger: Any, _method: str, fields: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """The event on one line, as names of files may be anything; fields are so by themselves.
+
+    A processor of structlog's.
+    """
+    from metalayer.console import shown
+
+    fields["event"] = shown(fields["event"])
+    return fields
+
+
 def _command() -> str:
     """What this process is: "build" of `metalayer build`, "code_server" of a service's module."""
-    program = Path(sys.argv[0]) if sys.argv else Path()
-    if program.stem in ("metalayer", "__main__") and len(sys.argv) > 1:
+    program = Path(sys.argv[0])
+    if "metalayer" in (program.name, program.parent.name) and len(sys.argv) > 1:
         return sys.argv[1]
     return program.stem

@@ -15,9 +15,10 @@ Does not belong here: telling anybody (`alerts.py`), or figures (`metrics.py`).
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from typing import Any, Literal
 import psycopg2
 
 from metalayer.errors import MetaLayerError
-from metalayer.failure import broken_contract
+from metalayer.failure import CLASS, MEANING, NEXT_STEP, Failure, broken_contract
 from metalayer.lateness import Punctuality, following_month, punctuality
 from metalayer.operations.anomalies import Anomaly, open_anomalies
 from metalayer.operations.backup_state import load_state
@@ -395,23 +396,58 @@ def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
         "where status in ('SUCCESS', 'FAILURE') and end_time is not null "
         "order by pipeline_name, end_time desc"
     )
+    failed = [row for row in cursor.fetchall() if row[2] == "FAILURE"]
+    reasons = _reasons(cursor, [run for _, run, *_ in failed])
     return [
         Condition(
             key=f"run_failed {job}",
             title=f"Run {run[:8]} failed",
             what="The last run of its job that ended has failed, and none has succeeded since. "
-            "What it was to build is as it was before.",
+            f"What it was to build is as it was before.{_said(reasons.get(run))}",
             since=ended,
-            next_step=f"Open run {run[:8]} in the web interface: its failed step says why.",
+            next_step=_next_step(run, reasons.get(run)),
             about=frozenset((run,)),
             # One that is tried again and again is told once.
             spreads=False,
             is_explained=any(began <= at <= ended for at in explained),
             stays_explained=True,
         )
-        for job, run, status, began, ended in cursor.fetchall()
-        if status == "FAILURE"
+        for job, run, _, began, ended in failed
     ]
+
+
+def _reasons(cursor: Any, runs: Sequence[str]) -> dict[str, tuple[str, Failure]]:
+    """Run -> its first step that failed and why, where the step's failure event says so."""
+    if not runs or not is_there(cursor, "event_logs"):
+        return {}
+    cursor.execute(
+        "select distinct on (run_id) run_id, step_key, event from event_logs "
+        "where run_id = any(%s) and dagster_event_type = 'STEP_FAILURE' order by run_id, id",
+        (list(runs),),
+    )
+    found = {}
+    for run, step, event in cursor.fetchall():
+        # As Dagster writes it. Of another release, or of a type check, the event says less.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            said = json.loads(event)["dagster_event"]["event_specific_data"]["user_failure_data"]
+            facts = {e["label"]: e["entry_data"]["text"] for e in said["metadata_entries"]}
+            failure = Failure(facts[CLASS], said["description"], facts[NEXT_STEP])
+            found[run] = (step.replace("__", ".", 1), failure)
+    return found
+
+
+def _said(reason: tuple[str, Failure] | None) -> str:
+    if reason is None:
+        return ""
+    step, failure = reason
+    said = _shortened(failure.message)
+    return f" {step}: {said}{'' if said.endswith('.') else '.'} {MEANING.get(failure.kind, '')}"
+
+
+def _next_step(run: str, reason: tuple[str, Failure] | None) -> str:
+    if reason is None:
+        return f"Open run {run[:8]} in the web interface: its failed step says why."
+    return f"{reason[1].next_step} `metalayer logs --run {run[:8]}` shows what it did."
 
 
 def _disks(settings: Settings, now: datetime) -> Iterator[Condition]:

@@ -1,4 +1,4 @@
-"""What those who only look have in common: connections that write nothing, and a log.
+"""What those who only look have in common: connections that write nothing.
 
 Does not belong here: what is asked.
 """
@@ -6,7 +6,6 @@ Does not belong here: what is asked.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +21,6 @@ def is_there(cursor: Any, name: str) -> bool:
     """Whether there is a table or view of that name."""
     cursor.execute("select to_regclass(%s) is not null", (name,))
     return bool(cursor.fetchone()[0])
-
-
-def log_to_stderr() -> None:
-    """Say on stderr what could not be looked at: of a process of `up` that is its log."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.getLogger(__package__).addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ import threading
 from multiprocessing import forkserver
 from typing import Any
 
+from metalayer.logs.writing import log_to_stderr
 from metalayer.process import collect_seldom
+from metalayer.settings import Settings
 
 _IMPORTED = ["metalayer.services.forked"]
 #: The processor is for what a user waits for first: the web interface.
@@ -42,6 +44,8 @@ def main() -> None:
     """The command `dagster`, with runs that are forked."""
     collect_seldom()
     fork_runs()
+    # What its sensors do; each run logs to the home's log alone, as Dagster captures its output.
+    log_to_stderr(Settings.load())
     from dagster._cli import main as dagster
 
     dagster()  # type: ignore[no-untyped-call]

@@ -260,6 +260,7 @@ class Platform:
         self.settings.dagster_home.mkdir(parents=True, exist_ok=True)
         workspace = self.settings.dagster_home / "workspace.yaml"
         location = {"socket": str(code), "location_name": "metalayer"}
+        log_format = ["--log-format", "json"] if self.settings.log_format == "json" else []
         # JSON is YAML.
         workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}))
         commands = {
@@ -267,17 +268,17 @@ class Platform:
                 *("-m", "metalayer.services.code_server"),
                 *("api", "grpc", "--socket", str(code)),
                 *("--module-name", "metalayer.definitions", "--attribute", "defs"),
-                *("--location-name", "metalayer", "--log-level", "warning"),
+                *("--location-name", "metalayer", "--log-level", "warning", *log_format),
             ],
             "webserver": [
                 *("-m", "dagster_webserver", "--workspace", str(workspace)),
                 *("--host", self.address.host, "--port", str(self.address.port)),
-                *("--dagster-log-level", "warning", "--suppress-warnings"),
+                *("--dagster-log-level", "warning", "--suppress-warnings", *log_format),
                 *(["--read-only"] if self._read_only else []),
             ],
             "daemon": [
                 *("-m", "metalayer.services.daemon", "run", "--workspace", str(workspace)),
-                *("--log-level", "warning"),
+                *("--log-level", "warning", *log_format),
             ],
             "metrics": [
                 *("-m", "metalayer", "metrics"),

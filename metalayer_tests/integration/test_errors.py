@@ -17,10 +17,12 @@ import pytest
 from psycopg2 import sql
 from sqlalchemy import make_url
 
-from metalayer.assets.headless import BuildOutcome
+from metalayer.assets.headless import BuildOutcome, dagster_instance
 from metalayer.failure import failure_of
 from metalayer.governance.sealing import key_file
+from metalayer.operations.conditions import find
 from metalayer.outages import kind_of_code, kind_of_connecting
+from metalayer.services.activity import Activity
 from metalayer.warehouse.locks import lock_months
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.server import WarehouseServer
@@ -332,3 +334,28 @@ def test_a_deadlock_is_transient_and_quotes_no_row(platform: Platform) -> None:
     assert failure.kind == "transient"
     assert "deadlock detected" in failure.message
     assert "Ada" not in failure.message
+
+
+def test_up_says_why_a_run_failed_and_of_what_class(platform: Platform) -> None:
+    activity = Activity(platform.warehouse.pool, platform.instance)
+    platform.land("crm/customers.csv", CUSTOMERS + customer(1, "2025-01-05"))
+    assert platform.build("bronze.customers").succeeded
+    key_file(platform.warehouse.settings).unlink()
+    platform.build("bronze.customers", force=True)
+    (line,) = [line for line in activity.news() if "failed" in line]
+    assert ". bronze.customers (configuration): " in line
+    assert "METALAYER_ENCRYPTION_KEY" in line
+
+
+def test_alerts_say_class_and_next_step_of_a_failed_run(landed: Platform, dagster_url: str) -> None:
+    settings = landed.warehouse.settings
+    with dagster_instance(settings, dagster_url) as instance:
+        kept = Platform(landed.warehouse, instance)
+        with ended(kept, times=4):
+            outcome = kept.build("bronze.orders", "silver.orders")
+        said = metadata(events(kept, outcome, "silver.orders")[-1])
+        (told,) = [c for c in find(settings).told if c.key.startswith("run_failed")]
+        assert "silver.orders: The connection to PostgreSQL was lost" in told.what
+        assert "trying again was not enough" in told.what
+        assert told.next_step.startswith(said["next_step"])
+        assert f"metalayer logs --run {outcome.runs[0][:8]}" in told.next_step

@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
         "demo", "up", "alerts", "anomalies", "metrics", "backup", "backups", "restore", "drill",
-        "land", "build", "migrate", "roles", "scan", "subject",
+        "logs", "land", "build", "migrate", "roles", "scan", "subject",
         "erase", "hold", "retain", "keys",
         "status", "ledger", "rejects", "query", "trace", "versions", "diff", "rollback", "docs",
         "contracts", "audit", "generate", "doctor",
@@ -77,6 +77,9 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--rows", "5", "--months", "1", "--out", "x", "--dirt", "2"], "--dirt"),
         (["generate", "--rows", "5", "--months", "1", "--out", "x", "--start", "1.25"], "--start"),
         (["versions"], "Missing argument"),
+        (["logs", "--month", "June"], "'June' is not a month"),
+        (["logs", "--since", "June"], "'June' is no time"),
+        (["logs", "--level", "loud"], "--level"),
         (["versions", "gold.fact_sales", "June"], "'June' is not a month"),
         (["diff", "gold.fact_sales", "2025-01", "1"], "Missing argument"),
         (["diff", "gold.fact_sales", "2025-01", "0", "1"], "V1"),
