@@ -47,6 +47,10 @@ _KINDS: dict[str, Kind] = {
 _NEXT_STEPS: dict[Kind, str] = {
     "transient": "What is published stands; build again to do the rest.",
     "capacity": "Free what ran out, or allow PostgreSQL more of it; what is published stands.",
+    "data": "Let the SELECT use try_cast, so that such rows go to quarantine, or mend the rows. "
+    "PostgreSQL's own log has the details; what is published stands.",
+    "configuration": "Compare the SELECT with the tables that it reads, and look at the rights of "
+    "MetaLayer's role. PostgreSQL's own log has the details; what is published stands.",
 }
 _REFUSED = "PostgreSQL's own log has the details; what is published stands."
 _CONNECTIONS_TEXT = re.compile(r"(?i)too many clients|connection slots are reserved|too many conn")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,9 +16,11 @@ from typing import Any
 import dagster as dg
 from sqlalchemy import Engine
 
+from metalayer.assets.breaking import RETRIES
 from metalayer.assets.keys import range_of, tables_of
 from metalayer.assets.runlog import logged_run
 from metalayer.catalog import catalog, is_outdated
+from metalayer.failure import failure_of
 from metalayer.logs.writing import log_to_file
 from metalayer.settings import Settings
 from metalayer.warehouse.acts import record, seal
@@ -28,6 +32,7 @@ from metalayer.warehouse.pool import transaction, warehouse_pool
 
 #: Where the time of a run went, see `metalayer.warehouse.phases`.
 SECONDS_TAG = "metalayer/seconds"
+_log = logging.getLogger(__name__)
 #: Why a run was started; whoever launches it in the UI may say so.
 WHY_TAG = "metalayer/why"
 
@@ -88,7 +93,7 @@ def warehouse_resource(context: dg.InitResourceContext) -> Iterator[Warehouse]:
     At the end the run is told where its time went: in a tag, which the UI shows with the run.
     """
     with contextlib.ExitStack() as stack:
-        warehouse = _lent.get() or stack.enter_context(open_warehouse(Settings.load()))
+        warehouse = _lent.get() or _opened(stack, context.run)
         if context.run is not None and context.instance is not None:
             stack.enter_context(logged_run(context.run, context.instance))
             _record_build(warehouse, context.run)
@@ -99,6 +104,25 @@ def warehouse_resource(context: dg.InitResourceContext) -> Iterator[Warehouse]:
             if context.instance is not None and context.run is not None:
                 spent = {SECONDS_TAG: in_words(warehouse.profile.seconds())}
                 context.instance.add_run_tags(context.run.run_id, spent)
+
+
+def _opened(stack: contextlib.ExitStack, run: dg.DagsterRun | None) -> Warehouse:
+    """The warehouse of a run; where it cannot be reached for a moment it is tried again."""
+    settings = Settings.load()
+    number = 0
+    while True:
+        number += 1
+        try:
+            return stack.enter_context(open_warehouse(settings))
+        except Exception as error:
+            log_to_file(settings)
+            found = failure_of(error, settings.embedded_home)
+            facts = {"run": run.run_id if run is not None else "", "tries": number, **found.fields}
+            if found.kind != "transient" or number > RETRIES.max_retries:
+                _log.error("run cannot begin: %s", found.line, extra=facts)
+                raise
+            _log.warning("run waits for the warehouse: %s", found.line, extra=facts)
+            time.sleep(RETRIES.calculate_delay(number))
 
 
 def _record_build(warehouse: Warehouse, run: dg.DagsterRun) -> None:

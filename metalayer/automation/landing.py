@@ -7,6 +7,7 @@ What is taken in makes bronze months out of date, and `following.py` has them bu
 Does not belong here: reading files and judging them (`metalayer.landing`).
 """
 
+import logging
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,18 +22,19 @@ from metalayer.assets.resources import Warehouse, standing_warehouse
 from metalayer.automation.arrivals import Told, landing_events, said_of
 from metalayer.automation.retries import EARLIER_SECONDS, Asked, fingerprint
 from metalayer.catalog import catalog
+from metalayer.failure import as_ours, failure_of
 from metalayer.landing.awaiting import awaiting
 from metalayer.landing.entries import Candidate
 from metalayer.landing.files import FileState, LandedFile, Skipped, discover
 from metalayer.landing.ledger import LedgerBusyError, Registration, register
 from metalayer.landing.outdated import outdated_deliveries
 from metalayer.landing.shape import terms_of, unpacking_of
-from metalayer.outages import outage, refusal
 from metalayer.settings import Settings
 from metalayer.warehouse.pool import transaction
 from metalayer.wording import named
 
 TAKE_IN = "take_in"
+_log = logging.getLogger(__name__)
 #: What a tick reads itself; a tick may take a minute, and this takes a few seconds.
 _MOST_BYTES, _MOST_FILES = 16 * 1024 * 1024, 100
 #: An export is this many times as large once it is unpacked, and more than that is rare.
@@ -108,7 +110,12 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
     )
     def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         with standing_warehouse() as warehouse:
-            return _tick(context, warehouse)
+            try:
+                return _tick(context, warehouse)
+            except Exception as error:
+                found = failure_of(error, settings.embedded_home)
+                _log.error("look at the landing zone failed: %s", found.line, extra=found.fields)
+                raise
 
     return landing
 
@@ -188,7 +195,7 @@ def take_in_files(
         )
     except psycopg2.Error as error:
         # PostgreSQL's own words may quote a row.
-        raise outage(error) or refusal(error) from None
+        raise as_ours(error) or error from None
 
 
 @dg.op(

@@ -71,6 +71,7 @@ from metalayer.cli import (
 )
 from metalayer.console import PROG, print_error
 from metalayer.errors import MetaLayerError
+from metalayer.failure import failure_of
 from metalayer.outages import outage
 
 #: Command, its line in the list of commands, examples.
@@ -298,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             None if arguments is None else list(arguments), prog_name=PROG, standalone_mode=False
         )
     except MetaLayerError as error:
+        _log_failure(error)
         print_error(error.message, error.next_step)
         code = error.exit_code
     except TyperException as error:
@@ -342,11 +344,20 @@ def _failed(error: Exception) -> int:
         from metalayer.settings import Settings
 
         home = Settings.load().embedded_home
+    _log_failure(error, home)
     known = outage(error, home)
     if known is None:
         return _defect(error)
     print_error(known.message, known.next_step)
     return known.exit_code
+
+
+def _log_failure(error: Exception, home: Path | None = None) -> None:
+    """Log what ended a command, where the command has a log: one that does more than read."""
+    if "metalayer.logs.writing" in sys.modules and logging.getLogger("metalayer").handlers:
+        found = failure_of(error, home)
+        facts = found.fields
+        logging.getLogger(__name__).error("command failed: %s", found.line, extra=facts)
 
 
 def _defect(error: Exception) -> int:

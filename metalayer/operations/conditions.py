@@ -15,10 +15,9 @@ Does not belong here: telling anybody (`alerts.py`), or figures (`metrics.py`).
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -26,11 +25,12 @@ from typing import Any, Literal
 import psycopg2
 
 from metalayer.errors import MetaLayerError
-from metalayer.failure import CLASS, MEANING, NEXT_STEP, Failure, broken_contract
+from metalayer.failure import broken_contract
 from metalayer.lateness import Punctuality, following_month, punctuality
 from metalayer.operations.anomalies import Anomaly, open_anomalies
 from metalayer.operations.backup_state import load_state
-from metalayer.operations.looking import is_there, looking
+from metalayer.operations.looking import is_there, looking, shortened
+from metalayer.operations.reasons import next_step_of, reasons, said_of
 from metalayer.settings import Settings
 from metalayer.warehouse.server import standing_server
 from metalayer.wording import counted, named
@@ -38,7 +38,6 @@ from metalayer.wording import counted, named
 Severity = Literal["warning", "critical"]
 
 _LEAST_FREE_SHARE, _LEAST_FREE_BYTES = 0.1, 20 * 1024**3
-_MOST_CHARACTERS = 400
 _MONTHS_TOLD = 3
 _BACKUP_PATIENCE = 1.5
 _PATIENCE = 10.0
@@ -191,7 +190,7 @@ def _down(
     return Condition(
         key=key,
         title=title,
-        what=f"Nothing lands and nothing is built: {_shortened(str(error))}",
+        what=f"Nothing lands and nothing is built: {shortened(str(error))}",
         since=now,
         next_step="Look whether `metalayer up` runs, then `metalayer doctor`.",
         severity="critical",
@@ -206,7 +205,7 @@ def _unless_refused(kinds: frozenset[str], unknown: set[str]) -> Iterator[None]:
         yield
     except psycopg2.Error as error:
         unknown |= kinds
-        _log.warning("it cannot be told what is wrong: %s", _shortened(str(error)))
+        _log.warning("it cannot be told what is wrong: %s", shortened(str(error)))
 
 
 def _of_warehouse(
@@ -255,7 +254,7 @@ def _rejected(cursor: Any, settings: Settings, known: _Known) -> Iterator[Condit
         yield Condition(
             key=f"delivery_rejected {file}",
             title=f"{file} was refused",
-            what=f"None of its rows is in the tables. {_shortened(reason or '')}",
+            what=f"None of its rows is in the tables. {shortened(reason or '')}",
             since=at,
             next_step="Have it exported again and land it under the same name; "
             "`metalayer ledger` has the whole reason.",
@@ -290,7 +289,7 @@ def _failed_months(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
         yield Condition(
             key=f"month_failed {table}",
             title=f"{counted(len(months), 'month')} of {table} broke the contract",
-            what=f"{named(months, _MONTHS_TOLD)}: {_shortened(problem)} "
+            what=f"{named(months, _MONTHS_TOLD)}: {shortened(problem)} "
             "Readers see these months as they were before.",
             since=since,
             next_step=broken_contract(table, problem).next_step,
@@ -318,7 +317,7 @@ def _failed_checks(cursor: Any, known: _Known, failed: list[datetime]) -> Iterat
         yield Condition(
             key=f"check_failed {table}",
             title=f"A check of {table} failed",
-            what=f"{_shortened(problem)} What is made from it is held back.",
+            what=f"{shortened(problem)} What is made from it is held back.",
             since=since,
             next_step=f"Open {table} in the web interface: the check says which rows.",
             severity="critical",
@@ -397,15 +396,15 @@ def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
         "order by pipeline_name, end_time desc"
     )
     failed = [row for row in cursor.fetchall() if row[2] == "FAILURE"]
-    reasons = _reasons(cursor, [run for _, run, *_ in failed])
+    found = reasons(cursor, [run for _, run, *_ in failed])
     return [
         Condition(
             key=f"run_failed {job}",
             title=f"Run {run[:8]} failed",
             what="The last run of its job that ended has failed, and none has succeeded since. "
-            f"What it was to build is as it was before.{_said(reasons.get(run))}",
+            f"What it was to build is as it was before.{said_of(found.get(run))}",
             since=ended,
-            next_step=_next_step(run, reasons.get(run)),
+            next_step=next_step_of(run, found.get(run)),
             about=frozenset((run,)),
             # One that is tried again and again is told once.
             spreads=False,
@@ -414,40 +413,6 @@ def _runs(cursor: Any, explained: Iterable[datetime]) -> list[Condition]:
         )
         for job, run, _, began, ended in failed
     ]
-
-
-def _reasons(cursor: Any, runs: Sequence[str]) -> dict[str, tuple[str, Failure]]:
-    """Run -> its first step that failed and why, where the step's failure event says so."""
-    if not runs or not is_there(cursor, "event_logs"):
-        return {}
-    cursor.execute(
-        "select distinct on (run_id) run_id, step_key, event from event_logs "
-        "where run_id = any(%s) and dagster_event_type = 'STEP_FAILURE' order by run_id, id",
-        (list(runs),),
-    )
-    found = {}
-    for run, step, event in cursor.fetchall():
-        # As Dagster writes it. Of another release, or of a type check, the event says less.
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            said = json.loads(event)["dagster_event"]["event_specific_data"]["user_failure_data"]
-            facts = {e["label"]: e["entry_data"]["text"] for e in said["metadata_entries"]}
-            failure = Failure(facts[CLASS], said["description"], facts[NEXT_STEP])
-            found[run] = (step.replace("__", ".", 1), failure)
-    return found
-
-
-def _said(reason: tuple[str, Failure] | None) -> str:
-    if reason is None:
-        return ""
-    step, failure = reason
-    said = _shortened(failure.message)
-    return f" {step}: {said}{'' if said.endswith('.') else '.'} {MEANING.get(failure.kind, '')}"
-
-
-def _next_step(run: str, reason: tuple[str, Failure] | None) -> str:
-    if reason is None:
-        return f"Open run {run[:8]} in the web interface: its failed step says why."
-    return f"{reason[1].next_step} `metalayer logs --run {run[:8]}` shows what it did."
 
 
 def _disks(settings: Settings, now: datetime) -> Iterator[Condition]:
@@ -482,7 +447,7 @@ def _backups(settings: Settings, now: datetime) -> Iterator[Condition]:
         yield Condition(
             key="backup_failed",
             title="Backups fail",
-            what=f"{_shortened(state.failure)}. What is done since is in no backup.",
+            what=f"{shortened(state.failure)}. What is done since is in no backup.",
             since=datetime.fromisoformat(state.failed_at),
             next_step="`metalayer backup` tries again and says why; logs/backup.log has earlier "
             "tries.",
@@ -504,14 +469,8 @@ def _backups(settings: Settings, now: datetime) -> Iterator[Condition]:
         yield Condition(
             key="drill_failed",
             title="Backups cannot be recovered from",
-            what=_shortened(state.drill_failure),
+            what=shortened(state.drill_failure),
             since=datetime.fromisoformat(state.drill_at),
             next_step="`metalayer backup --full` takes a new one, `metalayer drill` tries it.",
             severity="critical",
         )
-
-
-def _shortened(text: str) -> str:
-    """The first line of what was said, and not all of a long one."""
-    line = (text.strip().splitlines() or [""])[0]
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} ..."

@@ -15,6 +15,7 @@ from metalayer.inspection import libpq_url
 from metalayer.warehouse.server import SESSION
 
 _CONNECT_SECONDS = 2
+_MOST_CHARACTERS = 400
 
 
 def is_there(cursor: Any, name: str) -> bool:
@@ -43,3 +44,9 @@ def looking(url: str, name: str, patience: float) -> Iterator[Any]:
                 "select set_config('statement_timeout', %s, false)", (f"{patience * 1000:.0f}",)
             )
         yield connection
+
+
+def shortened(text: str) -> str:
+    """The first line of what was said, and not all of a long one."""
+    line = (text.strip().splitlines() or [""])[0]
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} ..."

@@ -5,10 +5,15 @@ As long as a run counts as going on, its months wait for it. Does not belong her
 
 from __future__ import annotations
 
+import logging
+
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from metalayer.assets.headless import PROCESS_TAG, is_alive
+from metalayer.failure import Failure
+
+_log = logging.getLogger(__name__)
 
 # Not queued ones, which nobody works on yet: a retry has the tags of the run it repeats.
 _UNDER_WAY = [s for s in NOT_FINISHED_STATUSES if s is not dg.DagsterRunStatus.QUEUED]
@@ -28,3 +33,8 @@ def close_lost_runs(instance: dg.DagsterInstance, *, launched: bool = False) -> 
         is_lost = not is_alive(owner) if owner else launched and _LAUNCHED_TAG in run.tags
         if is_lost:
             instance.report_run_failed(run, "The process that worked on this run is gone.")
+            lost = Failure(
+                "transient", "", "`up` asks for what is left again; otherwise build again."
+            )
+            facts = {"run": run.run_id, "job": run.job_name, **lost.fields}
+            _log.error("run lost: the process that worked on it is gone", extra=facts)

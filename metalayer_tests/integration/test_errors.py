@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +21,15 @@ from psycopg2 import sql
 from sqlalchemy import make_url
 
 from metalayer.assets.headless import BuildOutcome, dagster_instance
+from metalayer.assets.resources import warehouse_resource
+from metalayer.automation.landing import take_in
 from metalayer.failure import failure_of
 from metalayer.governance.sealing import key_file
+from metalayer.logs import writing
 from metalayer.operations.conditions import find
 from metalayer.outages import kind_of_code, kind_of_connecting
 from metalayer.services.activity import Activity
+from metalayer.settings import PROJECT_ROOT
 from metalayer.warehouse.locks import lock_months
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.server import WarehouseServer
@@ -359,3 +366,107 @@ def test_alerts_say_class_and_next_step_of_a_failed_run(landed: Platform, dagste
         assert "trying again was not enough" in told.what
         assert told.next_step.startswith(said["next_step"])
         assert f"metalayer logs --run {outcome.runs[0][:8]}" in told.next_step
+
+
+def test_who_ends_a_build_is_obeyed_and_no_step_begins_again(
+    landed: Platform, dagster_url: str
+) -> None:
+    # With a policy on the step, Dagster would take Ctrl-C for what may pass.
+    settings = landed.warehouse.settings
+    landed.register()
+    with contextlib.closing(connected(landed)) as other, other.cursor() as cursor:
+        other.autocommit = True
+        lock_months(cursor, "silver.orders", [MONTH])
+        environment = {
+            "METALAYER_HOME": str(settings.home),
+            "METALAYER_DATABASE_URL": settings.database_url.get_secret_value(),  # type: ignore[union-attr]
+            "PYTHONPATH": str(PROJECT_ROOT),
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "metalayer", "build", "bronze.orders", "silver.orders"],
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                while process.poll() is None and not waiting(cursor):
+                    time.sleep(0.1)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+            finally:
+                process.kill()
+    assert process.returncode == 130, said
+    with (
+        contextlib.closing(psycopg2.connect(dagster_url.replace("+psycopg2", "", 1))) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("select distinct dagster_event_type from event_logs")
+        kinds = {kind for (kind,) in cursor.fetchall()}
+    assert "STEP_START" in kinds
+    assert not kinds & {"STEP_UP_FOR_RETRY", "STEP_RESTARTED"}
+
+
+def waiting(cursor: Any) -> list[Any]:
+    cursor.execute(WAITING)
+    return list(cursor.fetchall())
+
+
+@pytest.fixture
+def _log_of_the_test() -> Iterator[None]:
+    """A log that a run opened by itself is let go of."""
+    yield
+    for handler in list(writing.ROOT.handlers):
+        writing.ROOT.removeHandler(handler)
+        handler.close()
+
+
+@pytest.mark.usefixtures("_log_of_the_test")
+def test_a_run_waits_for_a_warehouse_that_lets_nobody_in_for_a_moment(
+    landed: Platform, server: WarehouseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = landed.warehouse.settings
+    url = landed.warehouse.pool.url
+    monkeypatch.setenv("METALAYER_HOME", str(settings.home))
+    monkeypatch.setenv("METALAYER_LANDING", str(settings.landing))
+    monkeypatch.setenv(
+        "METALAYER_DATABASE_URL",
+        settings.database_url.get_secret_value(),  # type: ignore[union-attr]
+    )
+    landed.warehouse.pool.dispose()
+    opened = threading.Event()
+
+    def let_in() -> None:
+        file = settings.log_file
+        while not (file.exists() and "run waits for the warehouse" in file.read_text()):
+            time.sleep(0.05)
+        allow(server, str(url.database), "true")
+        opened.set()
+
+    allow(server, str(url.database), "false")
+    thread = threading.Thread(target=let_in)
+    thread.start()
+    try:
+        result = take_in.execute_in_process(
+            instance=landed.instance,
+            raise_on_error=False,
+            resources={"warehouse": warehouse_resource},
+        )
+    finally:
+        allow(server, str(url.database), "true")
+        thread.join(20)
+    assert result.success
+    assert opened.is_set()
+    assert [entry["file"] for entry in landed.ledger()] == ["erp/orders.csv"]
+
+
+def allow(server: WarehouseServer, database: str, is_so: str) -> None:
+    """Whether a database takes connections."""
+    url = server.url("postgres").replace("+psycopg2", "", 1)
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(
+            sql.SQL("alter database {} with allow_connections {}").format(
+                sql.Identifier(database), sql.SQL(is_so)
+            )
+        )
