@@ -48,7 +48,7 @@ def backup(
     landed files with it. `up` does all this by itself where METALAYER_BACKUP_URL is set. Of a
     server of your own both databases are dumped.
     """
-    from metalayer.operations.looking import log_to_stderr
+    from metalayer.logs.writing import log_to_stderr
     from metalayer.settings import Settings
 
     settings = Settings.load()
@@ -61,7 +61,7 @@ def backup(
 
     vault = open_vault(settings)
     if watch:
-        log_to_stderr()
+        log_to_stderr(settings)
         with contextlib.suppress(KeyboardInterrupt):
             _watch(settings, vault)
         return
