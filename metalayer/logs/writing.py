@@ -20,6 +20,8 @@ from metalayer.settings import Settings
 ROOT = logging.getLogger("metalayer")
 #: First on a line, in this order; then the rest as it comes.
 _FIRST = ("timestamp", "level", "event", "command", "run", "table", "month", "file", "delivery")
+#: What Dagster's own records carry along. Its events are in its storage.
+_OF_DAGSTER = ("dagster_meta", "dagster_event", "dagster_event_batch_metadata")
 
 
 def log_to_file(settings: Settings) -> None:
@@ -29,13 +31,18 @@ def log_to_file(settings: Settings) -> None:
             return
         ROOT.removeHandler(handler)
         handler.close()
-    _add(LogFile(settings.log_file), is_json=True)
+    _add(_rendering(LogFile(settings.log_file), is_json=True))
 
 
 def log_to_stderr(settings: Settings) -> None:
     """Log to stderr, as services do: for people, or as JSON (METALAYER_LOG_FORMAT)."""
     if not _handlers(_Stderr):
-        _add(_Stderr(), is_json=settings.log_format == "json")
+        _add(stderr_handler(is_json=settings.log_format == "json"))
+
+
+def stderr_handler(*, is_json: bool) -> logging.Handler:
+    """Writes lines to stderr."""
+    return _rendering(_Stderr(), is_json=is_json)
 
 
 @contextlib.contextmanager
@@ -67,7 +74,12 @@ def _handlers(of_type: type[Any]) -> list[Any]:
     return [handler for handler in ROOT.handlers if isinstance(handler, of_type)]
 
 
-def _add(handler: logging.Handler, *, is_json: bool) -> None:
+def _add(handler: logging.Handler) -> None:
+    ROOT.addHandler(handler)
+    ROOT.setLevel(logging.INFO)
+
+
+def _rendering(handler: logging.Handler, *, is_json: bool) -> logging.Handler:
     import structlog
 
     renderers: list[Any] = [_printable, structlog.dev.ConsoleRenderer(colors=False)]
@@ -88,8 +100,7 @@ def _add(handler: logging.Handler, *, is_json: bool) -> None:
             ],
         )
     )
-    ROOT.addHandler(handler)
-    ROOT.setLevel(logging.INFO)
+    return handler
 
 
 def _completed(
@@ -99,6 +110,11 @@ def _completed(
 
     A processor of structlog's.
     """
+    of_dagster = fields.get("dagster_meta") or {}
+    for name in _OF_DAGSTER:
+        fields.pop(name, None)
+    if of_dagster.get("run_id"):
+        fields.setdefault("run", of_dagster["run_id"])
     raised = fields.pop("exc_info", None)
     if raised:
         fields["error"] = raised[0].__name__

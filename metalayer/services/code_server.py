@@ -18,6 +18,7 @@ from typing import Any
 
 from metalayer.logs.writing import log_to_stderr
 from metalayer.process import collect_seldom
+from metalayer.services.json_lines import print_json
 from metalayer.settings import Settings
 
 _IMPORTED = ["metalayer.services.forked"]
@@ -44,8 +45,12 @@ def main() -> None:
     """The command `dagster`, with runs that are forked."""
     collect_seldom()
     fork_runs()
-    # What its sensors do; each run logs to the home's log alone, as Dagster captures its output.
-    log_to_stderr(Settings.load())
+    settings = Settings.load()
+    if settings.log_format == "json":
+        print_json()
+    else:
+        # What its sensors do. Of what a run does Dagster keeps the output.
+        log_to_stderr(settings)
     from dagster._cli import main as dagster
 
     dagster()  # type: ignore[no-untyped-call]

@@ -14,7 +14,11 @@ try:
     import dagster._cli.api
     import dagster._grpc.server  # noqa: F401 - where the process of a run begins
 
-    import metalayer.definitions  # noqa: F401
+    from metalayer.definitions import settings
+    from metalayer.services.json_lines import print_json
+
+    if settings.log_format == "json":
+        print_json()
 finally:
     # The process goes on without what cannot be imported, and each run says why.
     gc.freeze()

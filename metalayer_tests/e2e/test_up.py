@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -119,6 +120,37 @@ def test_the_metrics_do_not_take_the_port_of_the_web_interface(server_folder: Pa
     assert up.process.wait(60) == 2
     up.close()
     assert "Port 19463 is the web interface's" in up.said
+
+
+def test_what_it_does_is_logged_and_its_services_log_json_where_asked(server_folder: Path) -> None:
+    home = server_folder / "home"
+    with platform(home, METALAYER_LOG_FORMAT="json") as up:
+        good = (f"{n},1,P00001,2025-01-05,1,5.00,5.00,PAID" for n in (1, 2))
+        bad = (f"{n},1,P00001,2025-02-05,0,5.00,0.00,PAID" for n in range(3, 60))
+        up.land_orders("orders_2025-01.csv", *good, *bad)
+
+        def failures() -> list[str]:
+            return [line for line in up.lines if " failed: " in line]
+
+        (failed,) = wait(failures, 90, up)
+        assert ". silver.orders (data): silver.orders 2025-02 was not published" in failed
+        run = failed.partition("run ")[2][:8]
+        # The run says so itself a moment before.
+        said = json.loads(up.run("logs", "--run", run, "--json").stdout.splitlines()[-1])
+        assert said["event"] == "run failed"
+        assert (said["step"], said["error_class"]) == ("silver.orders", "data")
+        text = (home / "logs" / "metalayer.jsonl").read_text()
+        log = [json.loads(line) for line in text.splitlines()]
+    (taken,) = [line for line in log if line.get("file") == "erp/orders_2025-01.csv"]
+    assert (taken["event"], taken["command"]) == ("delivery loaded", "code_server")
+    months = [line for line in log if str(line.get("run", "")).startswith(run) and "month" in line]
+    told = {(line["event"].partition(":")[0], line["table"], line["month"]) for line in months}
+    assert ("month published", "silver.orders", "2025-01") in told
+    assert ("month failed", "silver.orders", "2025-02") in told
+    services = (home / "logs" / "code-server.log").read_text().splitlines()
+    told_by_services = [json.loads(line) for line in services if line.startswith("{")]
+    assert "delivery loaded" in [line["event"] for line in told_by_services]
+    assert [line for line in services if not line.startswith("{")] == []
 
 
 def test_a_second_one_says_that_one_runs(lasting: Up) -> None:

@@ -280,7 +280,7 @@ def keep_logs(up: Up) -> None:
     shutil.rmtree(keep, ignore_errors=True)
     keep.mkdir(parents=True)
     (keep / "up.txt").write_text(up.said)
-    for log in (up.home / "logs").glob("*.log"):
+    for log in (up.home / "logs").iterdir():
         shutil.copyfile(log, keep / log.name)
 
 
