@@ -5,10 +5,12 @@ Does not belong here: what a step raises (`breaking.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
+from metalayer.errors import MetaLayerError
 from metalayer.failure import CLASS, NEXT_STEP, Failure, broken_contract
 from metalayer.outages import lost_connection
 
@@ -45,13 +47,29 @@ def failure_in(event: dg.DagsterEvent) -> Failure | None:
         return Failure(
             "data", text.strip(), f"Open {table} in the web interface: the check says which rows."
         )
-    while error is not None and error.cause is not None:
+    # What an error of ours was raised from is in its words already.
+    while error is not None and error.cause is not None and not _is_ours(error.message):
         error = error.cause
     if error is None:
         return None
     text = error.message.strip()
+    if _is_ours(text):
+        kinds = {known.__name__: known.usual_kind for known in _descended(MetaLayerError)}
+        return Failure(kinds.get(error.cls_name or "", "bug"), text.partition(": ")[2], "")
     if error.cls_name in _OF_A_CONNECTION:
         # Dagster's own storage has lost it: what it keeps of that is text.
         lost = lost_connection(text.partition(": ")[2].partition("\n")[0])
         return Failure(lost.kind, lost.message, lost.next_step)
     return Failure("bug", text, "")
+
+
+def _is_ours(message: str) -> bool:
+    """Whether an error, as Dagster keeps it in text, is one of MetaLayer's own."""
+    return message.startswith("metalayer.")
+
+
+def _descended(known: type[MetaLayerError]) -> Iterator[type[MetaLayerError]]:
+    """A type of error, and all below it."""
+    yield known
+    for child in known.__subclasses__():
+        yield from _descended(child)

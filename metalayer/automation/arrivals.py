@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from metalayer.assets.breaking import step
 from metalayer.assets.keys import to_key
 from metalayer.assets.resources import Warehouse
 from metalayer.assets.tables import landing_key
@@ -207,11 +208,10 @@ def _acceptance_check(source: str) -> dg.AssetChecksDefinition:
     )
     def files_accepted(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         warehouse: Warehouse = context.resources.warehouse
-        there = [
-            (file, why)
-            for file, why in refused_files(warehouse).get(source, ())
-            if (warehouse.settings.landing / file).exists()
-        ]
+        with step(context):
+            refused = refused_files(warehouse).get(source, ())
+        landing = warehouse.settings.landing
+        there = [(file, why) for file, why in refused if (landing / file).exists()]
         said = _acceptance(source, there)
         return dg.AssetCheckResult(
             passed=said.passed,

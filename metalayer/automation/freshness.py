@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 
+from metalayer.assets.breaking import step
 from metalayer.assets.checks import DUE_CHECK
 from metalayer.assets.keys import asset_key, table_of
 from metalayer.catalog import Catalog
@@ -62,7 +63,11 @@ def due_checks(tables: Catalog, now: Clock = _utc_now) -> list[dg.AssetChecksDef
     ) -> Iterator[dg.AssetCheckResult]:
         selected = {key.asset_key for key in context.selected_asset_check_keys}
         warehouse = context.resources.warehouse
-        with transaction(warehouse.pool) as connection, connection.cursor() as cursor:
+        with (
+            step(context),
+            transaction(warehouse.pool) as connection,
+            connection.cursor() as cursor,
+        ):
             found = punctuality(cursor, warehouse.settings.start_month, now())
         for name in names:
             if asset_key(name) in selected:

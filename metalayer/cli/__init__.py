@@ -356,8 +356,11 @@ def _log_failure(error: Exception, home: Path | None = None) -> None:
     """Log what ended a command, where the command has a log: one that does more than read."""
     if "metalayer.logs.writing" in sys.modules and logging.getLogger("metalayer").handlers:
         found = failure_of(error, home)
-        facts = found.fields
-        logging.getLogger(__name__).error("command failed: %s", found.line, extra=facts)
+        # Others name what was asked for: a customer, say.
+        is_outage = found.kind in ("transient", "capacity")
+        said = found.line if is_outage else type(error).__name__
+        facts = {"error_class": found.kind}
+        logging.getLogger(__name__).error("command failed: %s", said, extra=facts)
 
 
 def _defect(error: Exception) -> int:

@@ -20,11 +20,14 @@ import pytest
 from psycopg2 import sql
 from sqlalchemy import make_url
 
+from metalayer.assets.failed import failure_in
 from metalayer.assets.headless import BuildOutcome, dagster_instance
 from metalayer.assets.resources import warehouse_resource
 from metalayer.automation.landing import take_in
+from metalayer.errors import BuildError, ConfigurationError
 from metalayer.failure import failure_of
 from metalayer.governance.sealing import key_file
+from metalayer.landing.entries import LedgerBusyError
 from metalayer.logs import writing
 from metalayer.operations.conditions import find
 from metalayer.outages import kind_of_code, kind_of_connecting
@@ -470,3 +473,32 @@ def allow(server: WarehouseServer, database: str, is_so: str) -> None:
                 sql.Identifier(database), sql.SQL(is_so)
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (BuildError("The rows do not fit", "Mend them"), "data"),
+        (ConfigurationError("No key", "Make one"), "configuration"),
+        (LedgerBusyError("Somebody else reads", "Wait"), "transient"),
+        (ValueError("nobody foresaw it"), "bug"),
+    ],
+)
+def test_the_class_of_a_step_of_somebody_elses_is_told_by_its_error(
+    error: Exception, kind: str
+) -> None:
+    @dg.op
+    def breaks() -> None:
+        raise error from ValueError("its cause")
+
+    @dg.job
+    def job() -> None:
+        breaks()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    failure = failure_in(failed)
+    assert failure is not None
+    assert failure.kind == kind
+    assert failure.message == (str(error) if kind != "bug" else "ValueError: its cause")
