@@ -17,6 +17,7 @@
     anomalies.py  anomalies
     up.py         up
     metrics.py    metrics
+    quality.py    quality
     backup.py     backup, backups, restore, drill
     logs.py       logs
     demo.py       demo
@@ -60,6 +61,7 @@ from metalayer.cli import (
     logs,
     metrics,
     migrate,
+    quality,
     retain,
     roles,
     scan,
@@ -91,6 +93,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         anomalies.anomalies,
         "What is unusual in what was published.",
         ["anomalies", 'anomalies --expected 3 --why "price campaign"'],
+    ),
+    (
+        quality.quality,
+        "Serve the quality page.",
+        ["quality", "quality --port 3201"],
     ),
     (
         metrics.metrics,

@@ -30,6 +30,13 @@ def up(
             help="Port of the metrics for Prometheus: 9464, or a free one where that is taken.",
         ),
     ] = None,
+    quality_port: Annotated[
+        int | None,
+        typer.Option(
+            "--quality-port",
+            help="Port of the quality page: 3200, or a free one where that is taken.",
+        ),
+    ] = None,
 ) -> None:
     """Run the platform: web interface, sensors and runs, until Ctrl-C.
 
@@ -65,6 +72,7 @@ def up(
     def ready() -> None:
         say(f"MetaLayer is up: {platform.address.url}", "bold")
         say(f"Exports that land in {settings.landing} become tables. Ctrl-C ends it all.")
+        say(f"The quality page: {platform.quality.url}")
         say(f"Metrics for Prometheus: {platform.metrics.url}/metrics")
         if told:
             say(f"What is wrong is told to {told:,} {'address' if told == 1 else 'addresses'}.")
@@ -75,5 +83,13 @@ def up(
             ("status", "each table"),
         )
 
-    platform = Platform(settings, host, port, tell, read_only=read_only, metrics_port=metrics_port)
+    platform = Platform(
+        settings,
+        host,
+        port,
+        tell,
+        read_only=read_only,
+        metrics_port=metrics_port,
+        quality_port=quality_port,
+    )
     platform.run(prepare, ready)

@@ -1,7 +1,7 @@
 """The platform as one: PostgreSQL, code server, webserver and daemon, until somebody ends it.
 
     PostgreSQL --> the tables, and Dagster's --> code server --> webserver, daemon
-               --> metrics, alerts, backup
+               --> metrics, alerts, backup, quality page
 
 The code server loads while the tables are made, the other two once both are there. A process that
 dies is started again. Does not belong here: how one process is run (`child.py`), or what is said
@@ -22,7 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from typing import Any
 from metalayer.dagster_home import dagster_environment
 from metalayer.errors import UsageError, WarehouseError
 from metalayer.operations import METRICS_PORT
+from metalayer.pages import QUALITY_PORT
 from metalayer.services.child import Child, end_all, wait_until
 from metalayer.services.editing import DefinitionFiles
 from metalayer.services.news import News
@@ -48,7 +49,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 #: A process that dies is started again, but not if it did so this often within this time.
 _MOST_RESTARTS, _RESTARTS_WITHIN = 5, 300.0
 #: Processes that only look, and when they are started again: after so long at first, and at most.
-_WATCHERS, _WATCHER_SECONDS = frozenset(("metrics", "alerts", "backup")), (1.0, 300.0)
+_WATCHERS, _WATCHER_SECONDS = frozenset(("metrics", "alerts", "backup", "quality")), (1.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Platform:
         read_only: Whether the web interface only shows. Sensors and schedules work all the same.
         metrics_port: Where Prometheus fetches metrics, as `port`; None takes the usual one, and a
             free one where that is taken.
+        quality_port: Where the quality page is, in the same way.
     """
 
     def __init__(
@@ -162,11 +164,14 @@ class Platform:
         *,
         read_only: bool = False,
         metrics_port: int | None = None,
+        quality_port: int | None = None,
     ) -> None:
         self.settings = settings
         self.address = Address(host, port)
         self.metrics = Address(host, METRICS_PORT)
+        self.quality = Address(host, QUALITY_PORT)
         self._metrics_port = metrics_port
+        self._quality_port = quality_port
         self._tell = tell
         self._read_only = read_only
         self._ending = False
@@ -189,7 +194,10 @@ class Platform:
             stack.enter_context(self._signals())
             listens = stack.enter_context(only_one(self.settings))
             self.address = free_address(self.address.host, self.address.port)
-            self.metrics = self._metrics_address()
+            taken = {self.address.port: "the web interface's"}
+            self.metrics = self._beside("--metrics-port", self._metrics_port, METRICS_PORT, taken)
+            taken[self.metrics.port] = "the metrics'"
+            self.quality = self._beside("--quality-port", self._quality_port, QUALITY_PORT, taken)
             listens(self.address.url)
             sockets = Path(stack.enter_context(_private_folder()))
             stack.callback(self._say_ended)
@@ -236,22 +244,29 @@ class Platform:
                 lambda: close_lost_runs(instance, launched=True),
             )
 
-    def _metrics_address(self) -> Address:
-        """Where the metrics are served: not where the web interface, which does not listen yet."""
-        host, taken = self.address.host, self.address.port
-        if self._metrics_port:
-            if self._metrics_port == taken:
+    def _beside(
+        self, option: str, port: int | None, usual: int, taken: Mapping[int, str]
+    ) -> Address:
+        """Where something else is served: not where what does not listen yet will.
+
+        Args:
+            option: Where another port is chosen.
+            port: The one that is wanted; 0 takes a free one, None the usual, or a free one.
+            taken: Ports that are spoken for, and whose they are.
+        """
+        host = self.address.host
+        if port:
+            if port in taken:
                 raise UsageError(
-                    f"Port {taken} is the web interface's",
-                    f"Choose another with `--metrics-port {taken + 1}`.",
+                    f"Port {port} is {taken[port]}", f"Choose another with `{option} {port + 1}`."
                 )
-            return free_address(host, self._metrics_port, "--metrics-port")
-        if self._metrics_port is None and taken != METRICS_PORT:
+            return free_address(host, port, option)
+        if port is None and usual not in taken:
             with contextlib.suppress(UsageError):
-                return free_address(host, METRICS_PORT)
+                return free_address(host, usual)
         while True:
             found = free_address(host, 0)
-            if found.port != taken:
+            if found.port not in taken:
                 return found
 
     def _children(self, server: WarehouseServer, code: Path) -> dict[str, Child]:
@@ -283,6 +298,10 @@ class Platform:
             "metrics": [
                 *("-m", "metalayer", "metrics"),
                 *("--host", self.metrics.host, "--port", str(self.metrics.port)),
+            ],
+            "quality": [
+                *("-m", "metalayer", "quality"),
+                *("--host", self.quality.host, "--port", str(self.quality.port)),
             ],
         }
         if self.settings.alert_urls is not None:

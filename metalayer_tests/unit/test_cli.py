@@ -27,8 +27,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "demo", "up", "alerts", "anomalies", "metrics", "backup", "backups", "restore", "drill",
-        "logs", "land", "build", "migrate", "roles", "scan", "subject",
+        "demo", "up", "alerts", "anomalies", "quality", "metrics", "backup", "backups", "restore",
+        "drill", "logs", "land", "build", "migrate", "roles", "scan", "subject",
         "erase", "hold", "retain", "keys",
         "status", "ledger", "rejects", "query", "trace", "versions", "diff", "rollback", "docs",
         "contracts", "audit", "generate", "doctor",
