@@ -119,9 +119,7 @@ def _log_found(found: Registration) -> None:
         facts: dict[str, Any] = {"file": delivery.file, "delivery": delivery.delivery_id}
         if delivery.status == "rejected":
             facts[CLASS], facts[NEXT_STEP] = "data", "Land it corrected under the same name."
-            # Of a file without a header, what stands for it is a row.
-            reason = (delivery.reason or "").partition("; its header is")[0]
-            _log.warning("delivery rejected: %s", reason, extra=facts)
+            _log.warning("delivery rejected: %s", delivery.reason, extra=facts)
             continue
         facts |= {"rows": delivery.rows_read, "rows_quarantined": delivery.rows_rejected}
         if delivery.months:
