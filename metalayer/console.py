@@ -186,13 +186,18 @@ def say(line: str, style: str = "") -> None:
     _print(stderr(), Text(shown(line), style=style))
 
 
-def say_next(*steps: tuple[str, str]) -> None:
-    """What to type next, to stderr: (command without the program's name, what it does)."""
+def say_next(*steps: tuple[str, str], before: str = "") -> None:
+    """What to type next, to stderr: (command without the program's name, what it does).
+
+    Args:
+        before: What goes before the program's name, like a variable that is set for it.
+    """
     console = stderr()
-    width = max(len(command) for command, _ in steps) + len(PROG) + 1
+    program = f"{before} {PROG}".lstrip()
+    width = max(len(command) for command, _ in steps) + len(program) + 1
     for number, (command, purpose) in enumerate(steps):
         line = Text("next: " if number == 0 else "      ", style="bold")
-        line.append(f"{PROG} {command}".ljust(width), style="not bold cyan")
+        line.append(f"{program} {command}".ljust(width), style="not bold cyan")
         _print(console, line.append(f"  {purpose}", style="not bold dim"))
 
 

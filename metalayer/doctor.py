@@ -25,7 +25,15 @@ import psycopg2
 from metalayer.errors import ConfigurationError, MetaLayerError
 from metalayer.governance.sealing import known_keys
 from metalayer.inspection import libpq_url
-from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
+from metalayer.settings import (
+    ENV_PREFIX,
+    ENVIRONMENTS,
+    PROJECT_ROOT,
+    Settings,
+    chosen_environment,
+    default_home,
+    env_files,
+)
 from metalayer.warehouse.keys import opener
 from metalayer.warehouse.server import warehouse_server
 from metalayer.wording import named
@@ -171,17 +179,20 @@ def _settings() -> tuple[Settings, dict[str, ConfigurationError]]:
         refused = Settings.problems()
     except ConfigurationError as error:
         return Settings(_env_file=None), {".env": error}
-    defaults = Settings.model_construct()
-    with_defaults = {name: getattr(defaults, name) for name in refused if name != "landing"}
-    if "landing" in refused:
-        with_defaults["landing"] = Path(".metalayer") / "landing"
-    return Settings(**with_defaults), refused
+    env = ENVIRONMENTS[0] if "env" in refused else chosen_environment()
+    defaults = Settings.model_construct(env=env, home=default_home(env))
+    defaults_of = {"landing": default_home(env) / "landing"}
+    with_defaults = {
+        name: defaults_of.get(name, getattr(defaults, name)) for name in refused if name != "env"
+    }
+    return Settings(_env_file=env_files(env), env=env, **with_defaults), refused
 
 
 def _settings_checks(settings: Settings, refused: dict[str, ConfigurationError]) -> list[Check]:
     """One for each variable."""
     checks = []
     values = {
+        "env": settings.env,
         "home": str(settings.home),
         "database_url": libpq_url(settings.database_shown),
         "landing": str(settings.landing),
@@ -195,10 +206,13 @@ def _settings_checks(settings: Settings, refused: dict[str, ConfigurationError])
             checks.append(Check(variable, False, error.message, error.next_step))
         else:
             is_set = bool(os.environ.get(variable)) or name in settings.model_fields_set
-            # `landing` is always filled in, following the home.
-            is_default = not is_set or (
-                name == "landing" and settings.landing == settings.home / "landing"
-            )
+            # These are always filled in: the environment, and what follows it and the home.
+            filled = {
+                "env": ENVIRONMENTS[0],
+                "home": default_home(settings.env).resolve(),
+                "landing": settings.home / "landing",
+            }
+            is_default = not is_set or filled.get(name) == getattr(settings, name)
             checks.append(Check(variable, True, f"{value}{' (default)' if is_default else ''}"))
     if ".env" in refused:
         checks.append(Check(".env", False, refused[".env"].message, refused[".env"].next_step))

@@ -1,7 +1,8 @@
 """The environment, read once into typed settings.
 
-Every `METALAYER_*` variable is declared here and nowhere else; `.env` in the current folder gives
-defaults to them. What is derived from a setting (the folders under the home) is here too.
+Every `METALAYER_*` variable is declared here and nowhere else. Files in the current folder give
+defaults to them: `.env`, and above it `.env.<environment>`. What is derived from a setting (the
+folders under the home) is here too.
 Nothing that connects, creates or imports Dagster belongs here: reading settings is free of effects.
 """
 
@@ -10,15 +11,28 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from metalayer.errors import ConfigurationError
 
 ENV_PREFIX = "METALAYER_"
+
+Environment = Literal["dev", "staging", "prod"]
+#: The environments there are; the first is meant where nothing is said.
+ENVIRONMENTS: tuple[Environment, ...] = get_args(Environment)
+#: The environment in which nothing is destroyed by accident, and into which nothing is copied.
+PRODUCTION: Environment = "prod"
+_VARIABLE = f"{ENV_PREFIX}ENV"
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -30,6 +44,8 @@ _DRIVER = "postgresql+psycopg2"
 
 # What to write instead, by setting; shown when a value is refused.
 _FIXES = {
+    "env": f"Write one of {', '.join(ENVIRONMENTS)}, for example METALAYER_ENV=staging; unset "
+    f"it is {ENVIRONMENTS[0]}",
     "home": "Set it to a folder you can write to, for example METALAYER_HOME=.metalayer",
     "database_url": "Write METALAYER_DATABASE_URL=postgresql://user:password@host:5432/database, "
     "or leave it unset for the embedded PostgreSQL",
@@ -72,7 +88,9 @@ class Settings(BaseSettings):
     """What a user can set, typed and checked. Use `Settings.load()`.
 
     Attributes:
-        home: absolute folder of all state (embedded PostgreSQL, Dagster, parsed deliveries).
+        env: the environment these are of.
+        home: absolute folder of all state (embedded PostgreSQL, Dagster, parsed deliveries);
+            `.metalayer` unless set, and `.metalayer-<env>` for another environment than dev.
         database_url: SQLAlchemy URL of the user's own PostgreSQL, with the psycopg2 driver named;
             None means the embedded one. Secret, since it holds a password: see `database_shown`.
         landing: absolute folder of the landing zone; `<home>/landing` unless set.
@@ -101,7 +119,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
         extra="ignore",
@@ -109,7 +126,8 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    home: Path = Field(default=Path(".metalayer"), validate_default=True)
+    env: Environment = ENVIRONMENTS[0]
+    home: Path = Path()
     database_url: SecretStr | None = None
     landing: Path = Path()
     start_month: Annotated[date, NoDecode] = date(2020, 1, 1)
@@ -131,20 +149,36 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment and `.env`.
+        """Read the environment, `.env.<env>` and `.env`; the earlier wins.
 
         Raises:
             ConfigurationError: naming the variable, its value and the fix.
         """
+        return cls._read(chosen_environment())
+
+    @classmethod
+    def load_for(cls, env: Environment) -> "Settings":
+        """The settings of an environment, which need not be the one that is chosen.
+
+        What a shell exports is meant for the environment that it chose: those of another are in
+        its files alone, or `METALAYER_DATABASE_URL` would make all of them the same place.
+
+        Raises:
+            ConfigurationError: naming the variable, its value and the fix.
+        """
+        if env == chosen_environment():
+            return cls.load()
+        # The reason is the command's, whichever environment it works with.
+        return _OfFiles._read(env, why=os.environ.get(f"{ENV_PREFIX}WHY", ""))
+
+    @classmethod
+    def _read(cls, env: Environment, **given: str) -> Self:
         try:
-            return cls()
+            return cls(_env_file=env_files(env), env=env, **given)
         except ValidationError as error:
             raise _explained(error.errors(include_url=False, include_context=False)[0]) from None
         except UnicodeDecodeError as error:
-            raise ConfigurationError(
-                f"The file {Path('.env').resolve()} is not UTF-8 text: {error.reason}",
-                "Save it as UTF-8, or remove it.",
-            ) from None
+            raise _unreadable(env, error) from None
 
     @classmethod
     def problems(cls) -> dict[str, ConfigurationError]:
@@ -154,21 +188,24 @@ class Settings(BaseSettings):
             ConfigurationError: when `.env` cannot be read at all.
         """
         try:
-            cls()
+            env = chosen_environment()
+        except ConfigurationError as error:
+            return {"env": error}
+        try:
+            cls(_env_file=env_files(env), env=env)
         except ValidationError as error:
             refused = error.errors(include_url=False, include_context=False)
             return {str(each["loc"][0]): _explained(each) for each in refused if each["loc"]}
-        except UnicodeDecodeError:
-            cls.load()
+        except UnicodeDecodeError as error:
+            raise _unreadable(env, error) from None
         return {}
 
     @model_validator(mode="before")
     @classmethod
-    def _landing_follows_home(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not values.get("landing"):
-            home = values.get("home") or cls.model_fields["home"].default
-            values = {**values, "landing": Path(home) / "landing"}
-        return values
+    def _folders_follow(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The home follows the environment, the landing zone the home."""
+        home = values.get("home") or default_home(values.get("env") or ENVIRONMENTS[0])
+        return {**values, "home": home, "landing": values.get("landing") or Path(home) / "landing"}
 
     @field_validator("home", "landing")
     @classmethod
@@ -257,6 +294,88 @@ class Settings(BaseSettings):
         if self.database_url is None:
             return f"embedded in {self.pgdata}"
         return without_password(self.database_url.get_secret_value())
+
+
+class _OfFiles(Settings):
+    """Settings of an environment that the shell has not chosen."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, dotenv_settings
+
+
+def default_home(env: str) -> Path:
+    """The home of an environment for which none is set."""
+    return Path(".metalayer" if env == ENVIRONMENTS[0] else f".metalayer-{env}")
+
+
+def chosen_environment() -> Environment:
+    """The environment that METALAYER_ENV names, in the shell or in `.env`; dev where it is unset.
+
+    Raises:
+        ConfigurationError: when there is none of that name.
+    """
+    said = os.environ.get(_VARIABLE) or _variables(Path(".env")).get(_VARIABLE)
+    for env in ENVIRONMENTS:
+        if said in (env, None, ""):
+            return env
+    raise ConfigurationError(
+        f"{_VARIABLE}={said!r} cannot be used: there is no such environment", _FIXES["env"]
+    )
+
+
+def variables_in_files(env: Environment) -> dict[str, list[str]]:
+    """File -> the METALAYER_* variables that it sets for an environment; the later file wins.
+
+    Raises:
+        ConfigurationError: when a file is no text.
+    """
+    found = {path.name: sorted(_variables(path)) for path in env_files(env)}
+    return {name: variables for name, variables in found.items() if variables}
+
+
+def env_files(env: Environment) -> tuple[Path, Path]:
+    """The files that set variables for an environment; the later one wins."""
+    return Path(".env"), Path(f".env.{env}")
+
+
+def _variables(path: Path) -> dict[str, str]:
+    """The METALAYER_* variables that a file sets to something; none if it is not there."""
+    try:
+        values = dotenv_values(path, encoding="utf-8", interpolate=False) if path.is_file() else {}
+    except UnicodeDecodeError as error:
+        raise _no_text(path, error) from None
+    return {
+        name.upper(): value
+        for name, value in values.items()
+        if name.upper().startswith(ENV_PREFIX) and value
+    }
+
+
+def _unreadable(env: Environment, error: UnicodeDecodeError) -> ConfigurationError:
+    """Which of the files is no text."""
+    for path in env_files(env):
+        try:
+            path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except UnicodeDecodeError as found:
+            return _no_text(path, found)
+    return _no_text(Path(".env"), error)
+
+
+def _no_text(path: Path, error: UnicodeDecodeError) -> ConfigurationError:
+    return ConfigurationError(
+        f"The file {path.resolve()} is not UTF-8 text: {error.reason}",
+        "Save it as UTF-8, or remove it.",
+    )
 
 
 def without_password(url: str) -> str:

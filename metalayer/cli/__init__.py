@@ -22,6 +22,8 @@
     logs.py       logs
     demo.py       demo
     catalog.py    docs, contracts: what the tables are, without a database
+    environments.py  env
+    production.py    the option --yes-prod
     tools.py      generate, doctor
     selection.py  `gold.agg_*`, `+gold.fact_sales`: words to tables
     formats.py    values as JSON and CSV
@@ -56,6 +58,7 @@ from metalayer.cli import (
     build,
     catalog,
     demo,
+    environments,
     erase,
     keys,
     logs,
@@ -179,6 +182,11 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str, Sequence[str]]] = (
         keys.keys,
         "Keys of encrypted columns; seal everything with a new one.",
         ["keys", "keys new", 'keys rotate --why "yearly change"'],
+    ),
+    (
+        environments.env,
+        "List environments; copy months of one to another, masked.",
+        ["env", "env copy prod dev --months 3"],
     ),
     (
         ask.status,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from metalayer.cli.production import say_environment
 from metalayer.console import (
     Column,
     ago,
@@ -60,6 +61,8 @@ def status(as_json: _AsJson = False) -> None:
 
     with warehouse_to_read() as (settings, connection):
         tables = inspection.table_status(connection, settings.start_month) if connection else []
+    if not as_json:
+        say_environment(settings)
     if as_json:
         write_json(tables)
     elif not tables:

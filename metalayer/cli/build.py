@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm, confirm_migration
 from metalayer.console import (
     Column,
     print_error,
@@ -53,6 +54,7 @@ def land(
         bool,
         typer.Option("--withdraw", help="They have landed: take them out, as if never come."),
     ] = False,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Copy exports into the landing zone; each appears there whole or not at all.
@@ -69,6 +71,7 @@ def land(
             raise UsageError(
                 "--withdraw takes files that have landed", "Leave --repair and --source out"
             )
+        confirm(settings, "takes landed files out", yes=yes_prod)
         withdraw_files([str(file) for file in files], settings)
         return
     if repair:
@@ -138,6 +141,7 @@ def build(
     if plan:
         _plan(settings, selected, wanted, force=force, as_json=as_json)
         return
+    confirm_migration(settings, yes=False)
     with running.platform(settings) as (warehouse, instance):
         done = running.run(
             warehouse,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import Column, print_table, print_warning, say, say_next, working
 from metalayer.errors import UsageError
 from metalayer.wording import counted
@@ -35,6 +36,7 @@ def erase(
         Path | None,
         typer.Option("--verify", metavar="FILE", help="Check a certificate's signature instead."),
     ] = None,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Erase a customer: from landed files, every table, the quarantine and earlier versions.
@@ -54,6 +56,8 @@ def erase(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    if not dry_run:
+        confirm(settings, "erases a customer for good", yes=yes_prod)
     with working("Loading the tables"):
         from metalayer.catalog import catalog
         from metalayer.cli import running

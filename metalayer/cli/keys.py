@@ -10,6 +10,7 @@ import typer
 
 from metalayer.cli.ask import say_nothing_yet, warehouse_to_read
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import Column, print_table, say, say_next, working
 from metalayer.wording import counted
 
@@ -30,6 +31,7 @@ def keys(
         Action,
         typer.Argument(help="List them, print a new one, or seal everything with a new one."),
     ] = Action.list,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Show the keys of encrypted columns, print a new one, or change to a new one.
@@ -49,6 +51,7 @@ def keys(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    confirm(settings, "seals everything with another key", yes=yes_prod)
     with working("Loading the tables"):
         from metalayer.assets.resources import open_warehouse
         from metalayer.catalog import catalog

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm_migration
 from metalayer.console import print_error, say, say_next, shown, stdout, working
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def migrate(
         bool, typer.Option("--plan", help="Print the statements, and change nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of SQL.")] = False,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Bring the tables in line with the contracts; `build` does it too, before anything else.
@@ -40,6 +42,8 @@ def migrate(
         from metalayer.catalog import catalog
 
         catalog()
+    if not plan:
+        confirm_migration(settings, yes=yes_prod)
     found = _planned(settings) if plan else _applied(settings)
     if as_json:
         _write_json(found, is_done=not plan)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import (
     Column,
     months_shown,
@@ -28,6 +29,7 @@ def retain(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would go; change nothing.")
     ] = False,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Take months out that were kept as long as their contracts' `retention_months` say.
@@ -39,6 +41,8 @@ def retain(
     from metalayer.settings import Settings
 
     settings = Settings.load()
+    if not plan:
+        confirm(settings, "takes out months that have expired, for good", yes=yes_prod)
     with working("Loading the tables"):
         from metalayer.catalog import catalog
         from metalayer.cli import running

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import say, say_next, shown, stdout, working
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def roles(
         bool, typer.Option("--plan", help="Print the statements, and change nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of SQL.")] = False,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Make roles and grants exactly what the contracts say; surplus ones are taken back.
@@ -44,6 +46,8 @@ def roles(
 
     assert action is Action.apply
     settings = Settings.load()
+    if not plan:
+        confirm(settings, "takes back every grant that no contract gives", yes=yes_prod)
     with working("Loading the tables"):
         from metalayer.catalog import catalog
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from metalayer.cli.production import confirm_migration, say_environment
 from metalayer.console import say, say_next
 from metalayer.wording import counted
 
@@ -58,6 +59,8 @@ def up(
         from metalayer.operations.vault import open_vault
 
         backed_up = open_vault(settings).shown
+    confirm_migration(settings, yes=False)
+    say_environment(settings)
     say(f"The warehouse: PostgreSQL {settings.database_shown}")
 
     def tell(line: str) -> None:

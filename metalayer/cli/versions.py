@@ -16,6 +16,7 @@ from rich.text import Text
 
 from metalayer.cli.ask import say_nothing_yet, warehouse_to_read, write_json
 from metalayer.cli.audit import Why
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import (
     Column,
     ago,
@@ -117,6 +118,7 @@ def rollback(
     month: _Month,
     to: Annotated[int, typer.Option("--to", min=1, help="The version to bring back.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    yes_prod: YesProd = False,
     why: Why = None,
 ) -> None:
     """Make an earlier version of a month what readers see, at once, whatever its size.
@@ -129,6 +131,7 @@ def rollback(
 
     wanted = month_named(month)
     settings = Settings.load()
+    confirm(settings, f"makes version {to} of {table} {month} what readers see", yes=yes_prod)
     with working("Loading the tables"):
         from metalayer.catalog import catalog
         from metalayer.warehouse.keeping import Keeping

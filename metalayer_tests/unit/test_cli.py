@@ -1,5 +1,6 @@
 """The command line without a warehouse: help, wrong usage, wrong settings, defects."""
 
+import json
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
         "demo", "up", "alerts", "anomalies", "quality", "metrics", "backup", "backups", "restore",
         "drill", "logs", "land", "build", "migrate", "roles", "scan", "subject",
-        "erase", "hold", "retain", "keys",
+        "erase", "hold", "retain", "keys", "env",
         "status", "ledger", "rejects", "query", "trace", "versions", "diff", "rollback", "docs",
         "contracts", "audit", "generate", "doctor",
     ]  # fmt: skip
@@ -208,3 +209,83 @@ def test_reading_commands_import_neither_dagster_nor_frames(tmp_path: Path) -> N
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["erase", "--customer", "7", "--out", "x.json"], "erases a customer"),
+        (["retain"], "takes out months"),
+        (["rollback", "gold.fact_sales", "2025-01", "--to", "1"], "makes version 1"),
+        (["land", "--withdraw", "erp/orders.csv"], "takes landed files out"),
+        (["keys", "rotate"], "seals everything"),
+        (["roles", "apply"], "takes back every grant"),
+    ],
+)
+def test_production_is_destroyed_only_by_those_who_say_so(
+    arguments: list[str],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("METALAYER_ENV", "prod")
+    # A server that does not answer: whoever gets past the question fails for it.
+    monkeypatch.setenv("METALAYER_DATABASE_URL", "postgresql://me@127.0.0.1:1/sales")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert what in err
+    assert "METALAYER_ENV is prod (postgresql+psycopg2://me@127.0.0.1:1/sales)" in err
+    assert "--yes-prod" in err
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = run(capsys, *arguments, "--yes-prod")
+    assert code == 1
+    assert "cannot be reached" in err
+    monkeypatch.setenv("METALAYER_ENV", "staging")
+    assert run(capsys, *arguments)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["erase", "--customer", "7", "--dry-run"],
+        ["retain", "--plan"],
+        ["roles", "apply", "--plan"],
+        ["migrate", "--plan"],
+        ["keys", "list"],
+    ],
+)
+def test_looking_at_production_needs_no_word(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("METALAYER_ENV", "prod")
+    monkeypatch.setenv("METALAYER_DATABASE_URL", "postgresql://me@127.0.0.1:1/sales")
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "cannot be reached" in err
+
+
+def test_environments_are_listed_with_what_sets_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("METALAYER_WORKERS=2\n")
+    (tmp_path / ".env.prod").write_text("METALAYER_DATABASE_URL=postgresql://a:s3c@db/sales\n")
+    (tmp_path / ".env.staging").write_text("METALAYER_WORKERS=many\n")
+    monkeypatch.setenv("METALAYER_ENV", "prod")
+    code, out, err = run(capsys, "env", "--json")
+    assert code == 0
+    dev, staging, prod = json.loads(out)
+    assert (dev["environment"], dev["is_chosen"]) == ("dev", False)
+    assert dev["database"] == f"embedded in {tmp_path / '.metalayer' / 'postgres'}"
+    assert prod["is_chosen"]
+    assert prod["database"].endswith("//a:***@db/sales")
+    assert prod["set_by"] == {
+        ".env": ["METALAYER_WORKERS"],
+        ".env.prod": ["METALAYER_DATABASE_URL"],
+    }
+    assert "METALAYER_WORKERS='many' cannot be used" in staging["problem"]
+    code, out, err = run(capsys, "env")
+    assert code == 0
+    assert "s3c" not in out + err
+    assert "prod *" in out
+    assert "prod: .env.prod sets METALAYER_DATABASE_URL." in err

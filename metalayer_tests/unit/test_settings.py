@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metalayer.errors import ConfigurationError, MetaLayerError, UsageError
-from metalayer.settings import Settings, without_password
+from metalayer.settings import Settings, variables_in_files, without_password
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +137,73 @@ def test_an_error_reads_as_cause_and_next_step() -> None:
     assert str(MetaLayerError("What now?", "Rest.")) == "What now? Rest."
     assert str(MetaLayerError("Alone")) == "Alone"
     assert (UsageError.exit_code, MetaLayerError.exit_code) == (2, 1)
+
+
+def test_each_environment_has_a_home_and_a_file_above_the_common_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(".env").write_text("METALAYER_WORKERS=2\nMETALAYER_START_MONTH=2021-01\n")
+    Path(".env.staging").write_text("METALAYER_WORKERS=3\nMETALAYER_KEEP_VERSIONS=7\n")
+    dev = Settings.load()
+    assert (dev.env, dev.home, dev.workers) == ("dev", tmp_path / ".metalayer", 2)
+    monkeypatch.setenv("METALAYER_ENV", "staging")
+    staging = Settings.load()
+    assert (staging.env, staging.home) == ("staging", tmp_path / ".metalayer-staging")
+    assert staging.landing == tmp_path / ".metalayer-staging" / "landing"
+    assert (staging.workers, staging.keep_versions) == (3, 7)
+    assert staging.start_month == date(2021, 1, 1)
+    monkeypatch.setenv("METALAYER_WORKERS", "5")
+    assert Settings.load().workers == 5
+
+
+def test_the_common_file_may_choose_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(".env").write_text("METALAYER_ENV=prod\n")
+    Path(".env.prod").write_text("METALAYER_WORKERS=6\nMETALAYER_ENV=dev\n")
+    settings = Settings.load()
+    assert (settings.env, settings.workers) == ("prod", 6)
+    assert settings.home == tmp_path / ".metalayer-prod"
+    monkeypatch.setenv("METALAYER_ENV", "dev")
+    assert Settings.load().env == "dev"
+
+
+def test_what_a_shell_exports_is_not_meant_for_other_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(".env.prod").write_text("METALAYER_DATABASE_URL=postgresql://ann:pw@db/sales\n")
+    for name, value in (("HOME", "mine"), ("DATABASE_URL", "postgresql://me@here/mine")):
+        monkeypatch.setenv(f"METALAYER_{name}", value)
+    monkeypatch.setenv("METALAYER_WHY", "a bug")
+    dev, prod = Settings.load_for("dev"), Settings.load_for("prod")
+    assert (dev.home, prod.home) == (tmp_path / "mine", tmp_path / ".metalayer-prod")
+    assert "here/mine" in dev.database_shown
+    assert "ann:***@db/sales" in prod.database_shown
+    assert (dev.why, prod.why) == ("a bug", "a bug")
+    assert Settings.load_for("staging").database_url is None
+    assert variables_in_files("prod") == {".env.prod": ["METALAYER_DATABASE_URL"]}
+
+
+@pytest.mark.parametrize("where", ["shell", ".env"])
+def test_an_environment_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "shell":
+        monkeypatch.setenv("METALAYER_ENV", "production")
+    else:
+        Path(".env").write_text("METALAYER_ENV=production\n")
+    with pytest.raises(ConfigurationError, match="METALAYER_ENV='production'") as refusal:
+        Settings.load()
+    assert "dev, staging, prod" in refusal.value.next_step
+    assert list(Settings.problems()) == ["env"]
+
+
+def test_the_file_of_an_environment_that_is_not_text_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("METALAYER_WORKERS=2\n")
+    Path(".env.prod").write_bytes(b"METALAYER_HOME=\xff\xfe")
+    assert Settings.load().workers == 2
+    monkeypatch.setenv("METALAYER_ENV", "prod")
+    with pytest.raises(ConfigurationError, match=r"\.env\.prod is not UTF-8"):
+        Settings.load()
