@@ -55,13 +55,16 @@ def confirm_migration(settings: Settings, *, yes: bool) -> None:
         return
     from metalayer.catalog import catalog
     from metalayer.inspection import reading
-    from metalayer.warehouse.migrate import plan_migration
+    from metalayer.warehouse.migrate import is_prepared, plan_migration
 
+    specs, selects = list(catalog().specs.values()), catalog().selects
     with reading(settings) as connection:
         if connection is None:
             return
         with connection.cursor() as cursor:
-            plan = plan_migration(cursor, list(catalog().specs.values()), catalog().selects)
+            if is_prepared(cursor, specs, selects):
+                return
+            plan = plan_migration(cursor, specs, selects)
     touched = sorted({step.about for step in plan.steps if step.loses_data or step.rows})
     if touched:
         raise UsageError(

@@ -98,13 +98,9 @@ def prepare(
         ContractError: when the contracts ask for what would lose rows, values or readers.
         WarehouseError: when readers of a table that must change do not come to an end.
     """
-    wanted = _fingerprint(specs, selects or {})
     with connection.cursor() as cursor:
-        cursor.execute("select to_regclass('meta.installed') is not null")
-        if cursor.fetchone()[0]:
-            cursor.execute("select fingerprint from meta.installed")
-            if cursor.fetchone() == (wanted,):
-                return Migration(())
+        if is_prepared(cursor, specs, selects or {}):
+            return Migration(())
         if is_outdated():
             raise ContractError(
                 "Contracts or SELECTs have changed since this process read them",
@@ -114,7 +110,7 @@ def prepare(
         cursor.execute("delete from meta.installed")
         cursor.execute(
             "insert into meta.installed (fingerprint, scripts) values (%s, %s)",
-            (wanted, _scripts_fingerprint()),
+            (_fingerprint(specs, selects or {}), _scripts_fingerprint()),
         )
         if done.steps:
             about = sorted({step.about for step in done.steps})
@@ -122,6 +118,15 @@ def prepare(
             record(cursor, "migrate", "schema", {"about": about, "altered": altered})
         cursor.execute(_LOG_NEW_SEQUENCES)
     return done
+
+
+def is_prepared(cursor: Any, specs: Sequence[TableSpec], selects: Mapping[str, Select]) -> bool:
+    """Whether the warehouse is in line with these contracts, so that `prepare` leaves it alone."""
+    cursor.execute("select to_regclass('meta.installed') is not null")
+    if not cursor.fetchone()[0]:
+        return False
+    cursor.execute("select fingerprint from meta.installed")
+    return bool(cursor.fetchone() == (_fingerprint(specs, selects),))
 
 
 def install(connection: Any) -> None:

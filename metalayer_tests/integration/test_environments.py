@@ -33,6 +33,10 @@ OF_THE_MONTHS = [
     *("gold.fact_orders", "gold.fact_sales", "gold.agg_daily_sales", "gold.agg_monthly_sales"),
     *("gold.sales_reconciliation", "gold.business_kpis"),
 ]
+ORDERS = (
+    "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
+    "1,7,P00001,2025-01-02,1,2,2,PAID\n"
+)
 HEADER = "customer_id,first_name,last_name,email,phone,city,state,zip,dob,created_at,updated_at"
 
 
@@ -322,8 +326,7 @@ def test_one_database_by_two_names_is_found_out(
     environments: tuple[Platform, Platform], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prod, dev = environments
-    prod.land("erp/orders_2025-01.csv", "order_id,customer_id,product_code,order_date,quantity,"
-              "unit_price,total_amount,status\n1,7,P00001,2025-01-02,1,2,2,PAID\n")  # fmt: skip
+    prod.land("erp/orders_2025-01.csv", ORDERS)
     assert not prod.build().errors
     home, _, keys = Path(".env.dev").read_text().splitlines()
     url = Path(".env.prod").read_text().splitlines()[1]
@@ -335,6 +338,36 @@ def test_one_database_by_two_names_is_found_out(
     assert "prod and dev are one database by two names" in capsys.readouterr().err
     assert not dev.landing.exists()
     assert prod.one("select count(*) from meta.acts where action like 'copy%'") == 0
+
+
+def test_changed_contracts_drop_nothing_in_production_by_themselves(
+    environments: tuple[Platform, Platform],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prod, _ = environments
+    prod.land("erp/orders_2025-01.csv", ORDERS)
+    assert not prod.build().errors
+    with transaction(prod.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute("alter table silver.orders add column leftover text")
+        cursor.execute("update silver.orders set leftover = 'kept'")
+        # What other contracts had made.
+        cursor.execute("update meta.installed set fingerprint = 'of others'")
+    there = (
+        "select count(*) from pg_attribute where attname = 'leftover' "
+        "and attrelid = 'silver.orders'::regclass and not attisdropped"
+    )
+    monkeypatch.setenv("METALAYER_ENV", "prod")
+    for words in (["migrate"], ["build"], ["up", "--port", "0"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "drop columns or rewrite rows of silver.orders, and METALAYER_ENV is prod" in said
+        assert "`metalayer migrate --yes-prod`" in said
+    assert main(["migrate", "--plan"]) == 0
+    assert prod.one(there) == 1
+    assert main(["migrate", "--yes-prod"]) == 0
+    assert prod.one(there) == 0
+    assert main(["migrate"]) == 0, "what loses nothing needs no word"
 
 
 def test_only_the_owner_copies(
