@@ -39,7 +39,8 @@ class Target:
     @property
     def words(self) -> list[str]:
         """Arguments that name it, but for its password."""
-        plain = self.url.set(drivername="postgresql", password=None)
+        # `set` leaves alone what is None, and a password that is left is written as ***.
+        plain = self.url.set(drivername="postgresql")._replace(password=None)
         query = {name: value for name, value in plain.query.items() if "password" not in name}
         return ["--dbname", plain.set(query=query).render_as_string()]
 
