@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         return _OfFiles._read(env, why=os.environ.get(f"{ENV_PREFIX}WHY", ""))
 
     @classmethod
-    def _read(cls, env: Environment, **given: str) -> Self:
+    def _read(cls, env: Environment, **given: Any) -> Self:
         try:
             return cls(_env_file=env_files(env), env=env, **given)
         except ValidationError as error:
