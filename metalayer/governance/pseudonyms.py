@@ -83,7 +83,9 @@ def pseudonym(column: ColumnSpec, value: Delivered, region_codes: list[str]) -> 
         region_codes: Area codes of the numbers that stand for phone numbers.
     """
     kind = column.pii or "free_text"
-    source = value.raw if column.sealed_type is not None else value.tidy
+    source = value.tidy
+    if column.sealed_type is not None:
+        source = sql.SQL("nullif({}, '')").format(value.raw)
     type_ = column.sealed_type or column.type
     if kind == "phone" and type_ == "text":
         return _phone(column, value, region_codes)

@@ -7,6 +7,7 @@ options.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -291,6 +293,74 @@ def test_the_web_interfaces_load_the_code_and_one_only_shows(composed: Composed)
         assert repository["location"]["name"] == "metalayer"
         allowed = {p["permission"]: p["value"] for p in found["permissions"]}
         assert allowed["launch_pipeline_execution"] is may
+
+
+@contextlib.contextmanager
+def caddy(composed: Composed) -> Iterator[dict[int, int]]:
+    """Debian's Caddy with the file's configuration: port in the container -> port here."""
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.fail("There is no caddy. Install it: apt-get install -y caddy")
+    *ports, admin = free_ports(4)
+    listening = dict(zip((8079, 8080, 8081), ports, strict=True))
+    text = composed.outside("proxy", COMPOSE["configs"]["caddyfile"]["content"])
+    for inner, port in listening.items():
+        text = text.replace(f":{inner} {{", f":{port} {{")
+    # Debian's is 2.6; from 2.8 on the directive is written so.
+    text = text.replace("basic_auth {", "basicauth {")
+    path = composed.folder / "Caddyfile"
+    path.write_text(text)
+    environment = composed.environment("proxy")
+    environment |= {"CADDY_ADMIN": f"127.0.0.1:{admin}", "HOME": str(composed.folder)}
+    with (composed.folder / "proxy.log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, "run", "--config", path, "--adapter", "caddyfile"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield listening
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def hashed(password: str) -> str:
+    words = ["caddy", "hash-password", "--plaintext", password]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def answer_of(port: int, login: str = "") -> int:
+    """The status of the page that tells what runs there, asked as somebody."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/server_info")
+    if login:
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_proxy_lets_viewers_and_operators_in_each_to_theirs(composed: Composed) -> None:
+    composed.values["VIEWER_HASH"], composed.values["OPERATOR_HASH"] = map(hashed, ("see", "do"))
+    with caddy(composed) as ports:
+        test = [
+            word.replace("8079", str(ports[8079]))
+            for word in SERVICES["proxy"]["healthcheck"]["test"]
+        ]
+        until(
+            "the proxy is healthy",
+            lambda: subprocess.run(test[1:], check=False, capture_output=True).returncode == 0,
+            30,
+        )
+        for port in (8080, 8081):
+            assert answer_of(ports[port]) == 401
+            assert answer_of(ports[port], "viewer:do") == 401
+        assert answer_of(ports[8080], "viewer:see") == 200
+        assert answer_of(ports[8081], "viewer:see") == 401
+        assert answer_of(ports[8081], "operator:do") == 200
 
 
 def test_metrics_tell_of_the_warehouse(composed: Composed) -> None:

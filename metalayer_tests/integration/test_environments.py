@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ import phonenumbers
 import polars as pl
 import psycopg2
 import pytest
+from psycopg2 import sql
 
 from metalayer.catalog import catalog
 from metalayer.cli import main
+from metalayer.contracts.contract import ColumnSpec
 from metalayer.governance.environment_copy import region_codes
-from metalayer.governance.pseudonyms import KEY, Delivered, number_pseudonym
+from metalayer.governance.pseudonyms import (
+    KEY,
+    Delivered,
+    checked,
+    number_pseudonym,
+    pseudonym,
+)
 from metalayer.sample import generate
 from metalayer.warehouse.pool import transaction
 from metalayer.warehouse.postgres import programs
@@ -267,10 +276,7 @@ def test_a_name_in_the_wrong_column_stays_behind(environments: tuple[Platform, P
 
 def test_numbers_are_permuted_and_nobody_stays_nobody(platform: Platform) -> None:
     column = catalog().spec("silver.customers").column("customer_id")
-    from psycopg2 import sql
-
-    raw = sql.SQL("b.raw")
-    made = number_pseudonym(column, Delivered(raw, raw, sql.SQL("true"), sql.SQL("false")))
+    made = number_pseudonym(column, _delivered())
     query = sql.SQL(
         "with k as ({}), b as (select n::text as raw from generate_series(1, 20000) as n "
         "union all select unnest(array['0', '-7', '-9223372036854775808', ' 7.0 ', '', 'x', "
@@ -290,6 +296,76 @@ def test_numbers_are_permuted_and_nobody_stays_nobody(platform: Platform) -> Non
     assert found[" 7.0 "] == found["7"]
     assert 1 <= int(found[str(2**32)]) <= 2**32 < int(found[str(2**32 + 1)])
     assert 0 < int(found[str(2**63 - 1)]) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("column", "raw", "looks"),
+    [
+        ({"type": "text", "pii": "national_id"}, "123-45-6789", r"[A-P][a-p]{11}"),
+        ({"type": "text", "pii": "free_text"}, "call Ann", r"[A-P][a-p]{11}"),
+        ({"type": "bigint", "pii": "national_id"}, "123456789", r"[0-9]+"),
+        ({"type": "numeric(6,2)", "pii": "national_id"}, "1234.5", r"[0-9]{1,4}"),
+        ({"type": "boolean", "pii": "free_text"}, "yes", r"true|false"),
+        ({"type": "date", "pii": "birth_date"}, "1980-05-17", r"1980-\d\d-\d\d"),
+        ({"type": "timestamp", "pii": "birth_date"}, "1980-05-17 01:02", r"1980-\d\d-\d\d"),
+        ({"type": "date", "pii": "birth_date"}, "Ann", "unreadable"),
+        ({"type": "text", "pii": "phone"}, "(212) 555-0187", r"\+1\d{3}555\d{4}"),
+        ({"type": "text", "pii": "phone"}, "none of yours", "unreadable"),
+        ({"type": "text", "pii": "name"}, "ANN lee McGee", r"[A-P]{12} [a-p]{12} [a-p]{6}[A-P]{6}"),
+        ({"type": "text", "pii": "address"}, "90210-1234", r"902[a-p]{4}"),
+        ({"type": "text", "pii": "address"}, "12", r"[a-p]{12}"),
+        (
+            {"type": "text", "pii": "birth_date", "sealed_type": "date"},
+            "1984~3fa9c1~c3Rlc2VhbGVkdmFsdWVzdGV4dA",
+            r"1984-\d\d-\d\d",
+        ),
+        (
+            {"type": "text", "pii": "email", "sealed_type": "text"},
+            "~3fa9c1~c3Rlc2VhbGVkdmFsdWVzdGV4dA",
+            r"[0-9a-f]{16}@example\.org",
+        ),
+        (
+            {"type": "text", "pii": "phone", "sealed_type": "text"},
+            "!~3fa9c1~c3Rlc2VhbGVkdmFsdWVzdGV4dA",
+            "unreadable",
+        ),
+    ],
+)
+def test_every_kind_of_every_type_has_a_pseudonym(
+    platform: Platform, column: dict[str, str], raw: str, looks: str
+) -> None:
+    spec = ColumnSpec("c", dtype=pl.String, meaning="", **column)  # type: ignore[arg-type]
+    made = pseudonym(spec, _delivered(), region_codes())
+    with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            sql.SQL("with k as ({}), b as (select unnest({}) as raw) select {} from b, k").format(
+                sql.SQL(KEY), sql.Literal([raw, raw, "", None]), made
+            )
+        )
+        first, again, *nothing = [value for (value,) in cursor.fetchall()]
+    assert re.fullmatch(looks, first), first
+    assert first == again != raw
+    assert not any(nothing)
+
+
+def test_a_text_of_a_row_that_broke_its_contract_does_not_pass(platform: Platform) -> None:
+    spec = ColumnSpec("c", "text", pl.String, "")
+    with transaction(platform.warehouse.pool) as connection, connection.cursor() as cursor:
+        for is_taken, passes in (("true", True), ("false", False)):
+            made = checked(spec, replace(_delivered(), is_taken=sql.SQL(is_taken)))
+            cursor.execute(
+                sql.SQL("with k as ({}), b as (select 'Ann' as raw) select {} from b, k").format(
+                    sql.SQL(KEY), made
+                )
+            )
+            assert (cursor.fetchone() == ("Ann",)) is passes
+
+
+def _delivered() -> Delivered:
+    """What lies in `b.raw`, of a row that the typed table took."""
+    raw = sql.SQL("b.raw")
+    tidy = sql.SQL("nullif(btrim(b.raw), '')")
+    return Delivered(raw, tidy, sql.SQL("true"), sql.SQL("false"))
 
 
 def test_numbers_that_stand_for_phones_are_of_areas_of_subscribers() -> None:
