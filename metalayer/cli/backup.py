@@ -90,12 +90,16 @@ def _take(settings: Settings, vault: Vault, tell: Tell, *, full: bool = False) -
 
 def _stop(settings: Settings) -> None:
     from metalayer.warehouse.archiving import spool_of
+    from metalayer.warehouse.postgres import Cluster
 
     spool = spool_of(settings.pgdata)
     if not spool.is_dir():
         say("PostgreSQL's log is not kept.")
         return
-    if any(path.suffix != "" or path.is_file() for path in spool.iterdir()):
+    if Cluster(settings.pgdata).is_running:
+        # It would go on to archive, find no place, and keep all of its log.
+        raise UsageError("PostgreSQL runs", "End `metalayer up` and other commands, and ask again.")
+    if any(path.is_file() for path in spool.iterdir()):
         from metalayer.operations.archive import Archive
         from metalayer.operations.vault import open_vault
 

@@ -222,13 +222,17 @@ class Platform:
             activity = Activity(warehouse.pool, instance)
             began = time.time()
             self._wait(code, lambda: _serves(sockets / "code"))
-            for child in children.values():
-                child.start()
+            for name, child in children.items():
+                if name not in _WATCHERS:
+                    child.start()
             self._wait(children["webserver"], self._answers)
             self._wait(children["daemon"], lambda: _beats(instance, began))
             if self._ending:
                 return
             ready()
+            # They load beside the first work, and not beside what somebody waits for.
+            for name in _WATCHERS & children.keys():
+                children[name].start()
             news = News(
                 self.settings,
                 server,

@@ -71,6 +71,11 @@ class Cluster:
         lines = self._lock_file()
         return Path(lines[4]) if len(lines) > 4 and lines[4] else self._choose_socket_dir()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a server works in the folder."""
+        return self._postmaster() is not None
+
     def ensure_running(self) -> None:
         """Initialise the data folder if it is new and start the server unless it runs.
 
