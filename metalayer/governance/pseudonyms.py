@@ -217,7 +217,7 @@ def _validity(
     """Whether a value is of its column's type, and what its pseudonym is made from."""
     if column.sealed_type is None:
         return sql.SQL("{} is not null").format(typed), typed
-    return sql.SQL("meta.well_sealed({}) is not null").format(raw), raw
+    return sql.SQL("meta.well_sealed(nullif({}, '')) is not null").format(raw), raw
 
 
 def _where_valid(
