@@ -31,6 +31,8 @@ import psycopg2
 import pytest
 
 from metalayer.governance.sealing import make_key
+from metalayer.operations import METRICS_PORT
+from metalayer.pages import QUALITY_PORT
 from metalayer.settings import PROJECT_ROOT
 from metalayer.warehouse.account import account_for
 from metalayer.warehouse.postgres import clean_environment, programs
@@ -39,7 +41,7 @@ from metalayer_tests.composed import COMPOSE, OURS, SERVICES, filled, image_envi
 _BIN = Path(sys.executable).parent
 _PLACES = ("state", "landing", "backups", "wal", "workspace.yaml")
 #: Where a service listens that its command does not say.
-_USUAL_PORTS = {"metrics": 9464, "postgres": 5432}
+_USUAL_PORTS = {"metrics": METRICS_PORT, "quality": QUALITY_PORT, "postgres": 5432}
 ORDERS = (
     "order_id,customer_id,product_code,order_date,quantity,unit_price,total_amount,status\n"
     "1,7,P00001,2025-01-02,1,2.00,2.00,PAID\n"
@@ -197,7 +199,7 @@ def _answers(composed: Composed) -> bool:
 @pytest.fixture(scope="module")
 def composed(module_folder: Path) -> Iterator[Composed]:
     """All services of our image, started in the file's order as their health checks turn green."""
-    listening = ["postgres", *(n for n in OURS if "--port" in OURS[n]["command"]), "metrics"]
+    listening = [*_USUAL_PORTS, *(n for n in OURS if "--port" in OURS[n]["command"])]
     ports = dict(zip(listening, free_ports(len(listening)), strict=True))
     values = {
         "POSTGRES_PASSWORD": "Secret4711",
@@ -223,7 +225,7 @@ def composed(module_folder: Path) -> Iterator[Composed]:
         )
         for name in order.static_order():
             command = [made.outside(name, word) for word in OURS[name]["command"]]
-            if name == "metrics":
+            if name in _USUAL_PORTS:
                 command += ["--port", str(ports[name])]
             made.start(name, command, env=made.environment(name), cwd=module_folder / "state")
             if name == "code":
@@ -301,8 +303,8 @@ def caddy(composed: Composed) -> Iterator[dict[int, int]]:
     program = shutil.which("caddy")
     if program is None:
         pytest.fail("There is no caddy. Install it: apt-get install -y caddy")
-    *ports, admin = free_ports(4)
-    listening = dict(zip((8079, 8080, 8081), ports, strict=True))
+    *ports, admin = free_ports(5)
+    listening = dict(zip((8079, 8080, 8081, 8082), ports, strict=True))
     text = composed.outside("proxy", COMPOSE["configs"]["caddyfile"]["content"])
     for inner, port in listening.items():
         text = text.replace(f":{inner} {{", f":{port} {{")
@@ -331,9 +333,9 @@ def hashed(password: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def answer_of(port: int, login: str = "") -> int:
-    """The status of the page that tells what runs there, asked as somebody."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/server_info")
+def answer_of(port: int, login: str = "", page: str = "/server_info") -> int:
+    """The status of a page, asked as somebody; of the one that tells what runs there."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{page}")
     if login:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
@@ -359,6 +361,8 @@ def test_the_proxy_lets_viewers_and_operators_in_each_to_theirs(composed: Compos
             assert answer_of(ports[port]) == 401
             assert answer_of(ports[port], "viewer:do") == 401
         assert answer_of(ports[8080], "viewer:see") == 200
+        assert answer_of(ports[8082], page="/") == 401
+        assert answer_of(ports[8082], "viewer:see", "/") == 200
         assert answer_of(ports[8081], "viewer:see") == 401
         assert answer_of(ports[8081], "operator:do") == 200
 

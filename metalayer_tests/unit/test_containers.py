@@ -15,6 +15,8 @@ import jsonschema
 import pytest
 
 from metalayer.cli import main
+from metalayer.operations import METRICS_PORT
+from metalayer.pages import QUALITY_PORT
 from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 from metalayer_tests.composed import (
     COMPOSE,
@@ -149,13 +151,15 @@ def test_ports_agree_and_only_this_machine_reaches_them() -> None:
     assert opened == {
         8080: ("proxy", 8080),
         8081: ("proxy", 8081),
+        8082: ("proxy", 8082),
         9090: ("prometheus", 9090),
         3001: ("grafana", 3000),
     }
     for port in opened:
         assert str(port) in DOCS
     # Whoever names a service names a port that it listens at.
-    listening = {"postgres": "5432", "metrics": "9464", "prometheus": "9090"}
+    listening = {"postgres": "5432", "prometheus": "9090"}
+    listening |= {"metrics": str(METRICS_PORT), "quality": str(QUALITY_PORT)}
     for name in ("code", "webserver", "viewer"):
         command = words(SERVICES[name])
         listening[name] = command[command.index("--port") + 1]
@@ -168,14 +172,18 @@ def test_ports_agree_and_only_this_machine_reaches_them() -> None:
 def test_nobody_reaches_the_web_interface_without_saying_who_they_are() -> None:
     caddyfile = filled(COMPOSE["configs"]["caddyfile"]["content"], {})
     sites = dict(re.findall(r"(?ms)^:(\d+) \{\n(.*?)^\}", caddyfile))
-    assert set(sites) == {"8079", "8080", "8081"}
-    for port, who, to in (("8080", "VIEWER", "viewer"), ("8081", "OPERATOR", "webserver")):
+    assert set(sites) == {"8079", "8080", "8081", "8082"}
+    for port, who, to in (
+        ("8080", "VIEWER", "viewer:3000"),
+        ("8081", "OPERATOR", "webserver:3000"),
+        ("8082", "VIEWER", "quality:3200"),
+    ):
         assert f"basic_auth {{\n    {{${who}_NAME}} {{${who}_HASH}}" in sites[port]
-        assert f"reverse_proxy {to}:3000" in sites[port]
+        assert f"reverse_proxy {to} " in sites[port]
     assert "reverse_proxy" not in sites["8079"]
     assert "--read-only" in words(SERVICES["viewer"])
     assert "--read-only" not in words(SERVICES["webserver"])
-    for name in ("viewer", "webserver"):
+    for name in ("viewer", "webserver", "quality"):
         assert "ports" not in SERVICES[name]
 
 

@@ -22,7 +22,7 @@ from metalayer.settings import ENV_PREFIX, PROJECT_ROOT, Settings
 
 SERVICES = {
     *("postgres", "code", "webserver", "daemon", "viewer", "proxy"),
-    *("metrics", "alerts", "backup", "prometheus", "grafana"),
+    *("metrics", "alerts", "backup", "quality", "prometheus", "grafana"),
 }
 
 
