@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metalayer.cli.production import YesProd, confirm
 from metalayer.console import Column, print_table, print_warning, say, say_next, shown, working
 from metalayer.errors import MetaLayerError, UsageError
 from metalayer.wording import counted, named
@@ -41,6 +42,7 @@ def backup(
     stop: Annotated[
         bool, typer.Option("--stop", help="Keep no log for backups any more; loads are faster.")
     ] = False,
+    yes_prod: YesProd = False,
 ) -> None:
     """Take a backup to METALAYER_BACKUP_URL: the first whole, later ones of what changed.
 
@@ -55,6 +57,7 @@ def backup(
     if full + watch + stop > 1:
         raise UsageError("--full, --watch and --stop each go alone", "Choose one of them.")
     if stop:
+        confirm(settings, "ends the log that any second is brought back from", yes=yes_prod)
         _stop(settings)
         return
     from metalayer.operations.vault import open_vault
