@@ -228,6 +228,7 @@ def test_the_page_on_adding_a_table(opened: Callable[[str], Page], database: str
         "keys_unique": True,
         "rows_conserved": True,
         "money_conserved": True,
+        "looks_usual": True,
     }
     assert table["declared_checks"] == sorted([*table["checks"], "due_month_present"])
     assert table["months"] == ["2025-01"]
@@ -249,6 +250,7 @@ def test_the_page_on_adding_a_source(opened: Callable[[str], Page], database: st
         "keys_unique": True,
         "rows_conserved": True,
         "references_resolve": True,
+        "looks_usual": True,
     }
     for table in (silver, bronze):
         assert table["declared_checks"] == sorted([*table["checks"], "due_month_present"])
