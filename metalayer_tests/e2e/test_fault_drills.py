@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -153,24 +152,6 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_run(drill: Drilled) -> None:
     assert unbalanced == 0
     with drill.looking() as page:
         expect(page.get_by_role("status")).not_to_contain_text("failed", timeout=30_000)
-
-
-def test_a_run_that_is_killed_is_told_and_made_up_for(drill: Drilled) -> None:
-    before = published(drill.up)
-    failed = 'metalayer_runs{status="failure"}'
-    count = drill.measured(failed)[0]
-    land(drill.up, "orders_more.csv", 200_000, 120_000)
-
-    wait(lambda: drill.up.unfinished_runs(), 60, drill.up)
-    (code,) = [p for p in drill.up.family() if "metalayer.services.code_server" in p.cmdline()]
-    # Runs are forked from the code server: the youngest of its children is at work.
-    wait(lambda: code.children(recursive=True), 60, drill.up)
-    for child in code.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.send_signal(signal.SIGKILL)
-    wait(lambda: drill.measured(failed)[0] > count, 90, drill.up)
-    wait(lambda: published(drill.up) == before + 120_000, 240, drill.up)
-    wait(lambda: not drill.up.unfinished_runs(), 120, drill.up)
 
 
 def test_a_disk_that_fills_up(mounted: Callable[[int], Path], module_folder: Path) -> None:
