@@ -181,6 +181,9 @@ def _recover(
         run(command, clean_environment())
         verify_files(there.pgdata)
     there.pgdata.chmod(0o700)
+    # Where the socket lay in the data folder, its lock is in the backup: of a server that may run.
+    for left in there.pgdata.glob(".s.PGSQL.*"):
+        left.unlink()
     segments = work / "wal"
     segments.mkdir()
     tell("reading the log")

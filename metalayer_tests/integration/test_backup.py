@@ -336,6 +336,9 @@ def test_a_drill_compares_and_leaves_nothing(home: Home) -> None:
     assert told["files"] == 2
     assert told["seconds"] > 0
     assert not (home.home / "drill").exists()
+    with warehouse_server(home.settings()):  # as beside `up`
+        home.run("backup")
+        assert "Recovered in" in home.run("drill")
     state = load_state(home.settings())
     assert state.drill_at is not None
     assert state.drill_seconds > 0
