@@ -20,6 +20,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
+from metalayer.governance.sealing import make_key
 from metalayer.lateness import following_month
 from metalayer.settings import PROJECT_ROOT
 from metalayer_tests.e2e.test_monitoring import Prometheus, prometheus
@@ -185,7 +186,11 @@ def test_backups_of_a_running_platform_bring_it_back(module_folder: Path) -> Non
     """A lost home: what `up` backed up by itself is enough."""
     folder = module_folder / "lost"
     folder.mkdir(mode=0o711)
-    vault = {"METALAYER_BACKUP_URL": str(folder / "vault")}
+    # Encrypted, so that the keys of encrypted columns are in it.
+    vault = {
+        "METALAYER_BACKUP_URL": str(folder / "vault"),
+        "METALAYER_BACKUP_KEY": make_key().text,
+    }
     with drilled(folder, folder / "home", **vault) as drill:
         land(drill.up, "orders_2025-01.csv", 1, 5)
         wait(lambda: published(drill.up) == 5, 120, drill.up)
@@ -202,7 +207,7 @@ def test_backups_of_a_running_platform_bring_it_back(module_folder: Path) -> Non
             drill.up.ask("select pg_switch_wal()")
             wait(lambda: drill.measured("metalayer_backup_failing == 1"), 90, drill.up)
             wait(lambda: "MetaLayerBackupFails" in drill.prometheus.alerts(), 60)
-            assert "Backups fail" in drill.up.run("alerts").stdout
+            assert "Backups fail" in _run(drill.up.home, vault, "alerts")
         finally:
             (folder / "vault").unlink()
             aside.rename(folder / "vault")
@@ -211,22 +216,23 @@ def test_backups_of_a_running_platform_bring_it_back(module_folder: Path) -> Non
         wait(lambda: drill.measured("metalayer_backup_segments_waiting == 0"), 60, drill.up)
     subprocess.run(["rm", "-rf", str(folder / "home")], check=True)
     again = folder / "again"
-    done = subprocess.run(
-        [sys.executable, "-m", "metalayer", "restore", "--into", str(again)],
-        env={
-            **os.environ,
-            **vault,
-            "METALAYER_HOME": str(folder / "empty"),
-            "PYTHONPATH": str(PROJECT_ROOT),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    _run(folder / "empty", vault, "restore", "--into", str(again))
     with platform(again) as up:
         assert up.url
         assert published(up) == 5
         land(up, "orders_2025-02.csv", 50, 2, "2025-02")
         wait(lambda: published(up) == 7, 120, up)
+
+
+def _run(home: Path, environment: dict[str, str], *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "metalayer", *words],
+        env={**os.environ, **environment, "METALAYER_HOME": str(home),
+             "PYTHONPATH": str(PROJECT_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
