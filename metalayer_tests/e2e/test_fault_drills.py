@@ -61,7 +61,13 @@ class Drilled:
 def drilled(folder: Path, home: Path, **environment: str) -> Iterator[Drilled]:
     with (
         listening() as hook,
-        platform(home, METALAYER_ALERT_URLS=hook.url, **environment) as up,
+        # Free ports: the usual ones may be another platform's that has not begun to listen.
+        platform(
+            home,
+            *("--quality-port", "0", "--metrics-port", "0"),
+            METALAYER_ALERT_URLS=hook.url,
+            **environment,
+        ) as up,
     ):
         assert up.url
         metrics, page = (
